@@ -1,0 +1,13 @@
+"""The Hessian hidden in gradients, scikit-learn style.
+
+noise          how much target noise turns the covariance of batch gradients into the Hessian
+covariance     GradientCovarianceEstimator: the Hessian from data or from gradients alone; whitening
+diagnostics    how many batches are needed, and what may be wrong with an estimate
+datasets       regressions whose Hessian is known
+"""
+
+from sklearn_gradhess.covariance import GradientCovarianceEstimator, gradient_covariance
+from sklearn_gradhess.exceptions import CalibrationWarning
+
+__all__ = ["CalibrationWarning", "GradientCovarianceEstimator", "gradient_covariance"]
+__version__ = "0.1.0"

@@ -1,0 +1,178 @@
+"""Factorise a covariance once, then solve and whiten many times.
+
+Whether a direction is singular is judged against the rounding error of the features that make it
+up, so a feature in small units is not taken for a constant one and a large offset is not taken for
+signal. Singular directions are projected out: every result is that of the pseudo-inverse, and the
+object says how many directions it left out.
+"""
+
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import lapack, solve_triangular, svd
+
+__all__ = ["Preconditioner", "factorize"]
+
+Array = npt.NDArray[np.float64]
+Whitening = Literal["zca", "pca", "cholesky"]
+
+
+class Preconditioner:
+    """A factorised covariance, made by `factorize`.
+
+    Attributes
+    ----------
+    root : ndarray of shape (rank, d)
+        Upper triangular (trapezoidal when singular) R with ``R'R`` the damped covariance.
+    rank : int
+        Numerical rank.
+    n_clipped : int
+        Number of directions left out as singular, d - rank.
+    damping : float
+        Multiple of the identity that was added to the covariance.
+    constant : ndarray of shape (d,)
+        Marks the features without variance.
+    """
+
+    def __init__(self, root: Array, damping: float, constant: npt.NDArray[np.bool_]) -> None:
+        self.root = root
+        self.damping = damping
+        self.constant = constant
+        self.rank = root.shape[0]
+        self.n_clipped = root.shape[1] - self.rank
+
+    def __repr__(self) -> str:
+        return (
+            f"Preconditioner(rank {self.rank} of {self.root.shape[1]}, condition number "
+            f"{self.condition_number:.3g}, damping {self.damping:g})"
+        )
+
+    @cached_property
+    def condition_number(self) -> float:
+        """Ratio of the extreme kept eigenvalues, with every feature scaled to unit variance."""
+        if not self.rank:
+            return 1.0
+        s = svd(self.root / _norms(self.root), compute_uv=False, check_finite=False)
+        return float((s[0] / s[-1]) ** 2)
+
+    @cached_property
+    def _svd(self) -> tuple[Array, Array]:
+        _, s, vt = svd(self.root, full_matrices=False, check_finite=False)
+        # Signs as in scikit-learn's PCA: the largest entry of every component is positive
+        vt *= np.sign(vt[np.arange(self.rank), np.argmax(np.abs(vt), axis=1)])[:, None]
+        return s, vt
+
+    def solve(self, gradients: npt.ArrayLike) -> Array:
+        """Multiply gradients by the (pseudo-)inverse covariance.
+
+        Parameters
+        ----------
+        gradients : array-like of shape (d,) or (n_gradients, d)
+            One right-hand side a row.
+
+        Returns
+        -------
+        directions : ndarray of the shape of `gradients`
+            Newton directions.
+        """
+        g = np.asarray(gradients, dtype=np.float64)
+        if self.n_clipped:
+            s, vt = self._svd
+            return (g @ vt.T / s**2) @ vt
+        half = solve_triangular(self.root, g.T, trans="T", check_finite=False)
+        return solve_triangular(self.root, half, check_finite=False).T
+
+    def inverse(self) -> Array:
+        """Return the (pseudo-)inverse covariance, of shape (d, d) and exactly symmetric."""
+        whiten = self.whitening("pca" if self.n_clipped else "cholesky")[0]
+        return whiten @ whiten.T
+
+    def whitening(self, method: Whitening = "cholesky") -> tuple[Array, Array]:
+        """Return W and its (pseudo-)inverse: the rows of ``X @ W`` have the identity covariance.
+
+        Parameters
+        ----------
+        method : {"zca", "pca", "cholesky"}, default="cholesky"
+            "zca": the symmetric root, whose output stays closest to the input. "pca": principal
+            components in the order of decreasing variance, scaled to one. "cholesky": inverse of
+            the triangular factor. Directions left out come out as zeros.
+
+        Returns
+        -------
+        whiten, unwhiten : ndarray of shape (d, d)
+        """
+        if method == "cholesky" and not self.n_clipped:
+            (inverse, _) = lapack.dtrtri(self.root)
+            return inverse, self.root
+        s, vt = self._svd
+        if method == "zca":
+            return (vt.T / s) @ vt, (vt.T * s) @ vt
+        whiten, unwhiten = vt.T / s, vt * s[:, None]
+        if method == "cholesky":  # rotate the components onto the trapezoidal root
+            rotation = self.root @ whiten
+            whiten, unwhiten = whiten @ rotation.T, self.root
+        pad = (0, self.n_clipped)
+        return np.pad(whiten, ((0, 0), pad)), np.pad(unwhiten, (pad, (0, 0)))
+
+
+def factorize(
+    factor: Array, *, damping: float = 0.0, rounding: Array | None = None
+) -> Preconditioner:
+    """Factorise the covariance ``factor'factor + damping I``.
+
+    Parameters
+    ----------
+    factor : ndarray of shape (m, d)
+        Any root of the covariance; upper triangular ones of shape (d, d) are taken as they are.
+    damping : float, default=0.0
+        Multiple of the identity to add.
+    rounding : ndarray of shape (d,), default=None
+        Rounding error in each column of the factor. None takes the machine precision times the
+        column's norm; larger where a large offset was subtracted before.
+
+    Returns
+    -------
+    preconditioner : Preconditioner
+        Ready to solve and whiten; look at its `n_clipped`.
+
+    Raises
+    ------
+    ValueError
+        If `damping` is negative or the factor is not finite.
+    """
+    if not damping >= 0:
+        raise ValueError(f"damping must be >= 0, got {damping:g}.")
+    if not np.all(np.isfinite(factor)):
+        raise ValueError("The covariance factor has NaN or infinite entries.")
+    d = factor.shape[1]
+    if damping:
+        factor = np.concatenate([factor, np.sqrt(damping) * np.eye(d)])
+    if factor.shape[0] != d or np.any(np.tril(factor, -1)) or np.any(np.diag(factor) < 0):
+        factor = _triangular(factor)
+    norms = _norms(factor)
+    noise = np.finfo(np.float64).eps * norms if rounding is None else rounding
+    noise = d * noise / norms
+    constant = (noise >= 1) | ~factor.any(axis=0)
+    # Cheap test first: the 1-norm condition estimate proves full rank when it is far from noise.
+    scaled = factor / norms
+    rcond, _ = lapack.dtrcon(scaled, norm="1")
+    if rcond > 10 * d * noise.max():
+        return Preconditioner(factor, damping, constant)
+    _, s, vt = svd(scaled, check_finite=False)
+    kept = s > np.maximum(np.sqrt(vt**2 @ noise**2), d * np.finfo(np.float64).eps * s[0])
+    if kept.all():
+        return Preconditioner(factor, damping, constant)
+    clipped = (s[kept, None] * vt[kept]) * norms
+    return Preconditioner(_triangular(clipped), damping, constant)
+
+
+def _triangular(root: Array) -> Array:
+    r = np.linalg.qr(root, mode="r")
+    return r * np.where(np.diag(r) < 0, -1.0, 1.0)[:, None]
+
+
+def _norms(factor: Array) -> Array:
+    norms = np.sqrt(np.sum(factor**2, axis=0))
+    return np.where(norms > 0, norms, 1.0)

@@ -1,0 +1,218 @@
+"""Shared checks, and the one place that imports what scikit-learn keeps private."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from sklearn.base import _fit_context
+from sklearn.utils import check_array
+from sklearn.utils._openmp_helpers import _openmp_effective_n_threads as effective_n_threads
+from sklearn.utils._param_validation import Hidden, Interval, Options, StrOptions
+from sklearn.utils.validation import _check_sample_weight, assert_all_finite, validate_data
+
+__all__ = [
+    "Hidden",
+    "Interval",
+    "Options",
+    "StrOptions",
+    "_fit_context",
+    "check_coef",
+    "check_gradients",
+    "check_target",
+    "check_weights",
+    "check_X",
+    "effective_n_threads",
+    "refuse_foreign",
+    "refuse_overflow",
+    "unchanged_on_error",
+]
+
+# Collections whose conversion to NumPy would load or move everything without being asked to.
+_FOREIGN = {
+    "dask": "call .compute() on it, or pass its blocks to partial_fit one at a time",
+    "torch": "pass .detach().cpu().numpy()",
+    "jax": "pass numpy.asarray(...) of it",
+    "cupy": "pass .get()",
+}
+
+
+def refuse_foreign(**arrays: Any) -> None:
+    """Raise TypeError for arrays that live elsewhere than in this process's memory."""
+    for name, array in arrays.items():
+        kind = type(array)
+        package = kind.__module__.partition(".")[0].removesuffix("lib")
+        if package in _FOREIGN:
+            raise TypeError(
+                f"{name} is a {package} {kind.__name__}, but NumPy arrays, SciPy sparse arrays and "
+                f"data frames are taken here. Convert {name} first: {_FOREIGN[package]}."
+            )
+
+
+def check_X(estimator: Any, X: Any, *, reset: bool, **kwargs: Any) -> Any:
+    """Validate X without reading it: CSR, CSC or dense, float32 or float64, never copied.
+
+    Whether the values are finite is left to `refuse_overflow`, which looks at sums that are
+    computed anyway.
+    """
+    refuse_foreign(X=X)
+    X = validate_data(
+        estimator,
+        X,
+        reset=reset,
+        accept_sparse=("csr", "csc"),
+        dtype=[np.float64, np.float32],
+        ensure_all_finite=False,
+        **kwargs,
+    )
+    return X if sparse.issparse(X) else np.asarray(X)
+
+
+def refuse_overflow(sums: npt.NDArray[np.floating], X: Any, *, estimator_name: str) -> None:
+    """Raise ValueError if sums over rows of X are not finite, and say why."""
+    if np.all(np.isfinite(sums)):
+        return
+    assert_all_finite(X, input_name="X", estimator_name=estimator_name)
+    raise ValueError(
+        f"The gradients overflow {X.dtype}: features or residuals are too large. Rescale X or y, "
+        "or pass float64."
+    )
+
+
+def check_target(y: Any, n_samples: int, *, optional: bool) -> npt.NDArray[np.float64] | None:
+    """Validate a vector of real targets, as float64 of shape (n_samples,).
+
+    Where it is `optional`, labels that are not numbers and several targets pass as None: a
+    pipeline hands its targets to every step, and not every step has a use for them.
+    """
+    refuse_foreign(y=y)
+    if y is None:
+        return None
+    if optional:
+        values = np.asarray(y)
+        if values.dtype.kind in "OUS" or (values.ndim == 2 and values.shape[1] > 1):
+            return None
+    y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise ValueError(
+            f"y must be a vector, got shape {y.shape}. One gradient belongs to one target: fit one "
+            "estimator a column, or pass y=None with noise='antithetic'."
+        )
+    if len(y) != n_samples:
+        raise ValueError(
+            f"X and y have inconsistent numbers of samples: {n_samples} rows against {len(y)}."
+        )
+    return y
+
+
+def check_coef(coef: Any, intercept: Any, n_features: int) -> tuple[Any, float]:
+    """Validate the coefficients at which gradients are taken; None stays None, for zero."""
+    refuse_foreign(coef=coef, intercept=intercept)
+    intercept = np.asarray(intercept, dtype=np.float64)
+    if intercept.size != 1 or not np.isfinite(intercept).all():
+        raise ValueError(f"intercept must be one finite number, got {intercept}.")
+    if coef is None:
+        return None, float(intercept.ravel()[0])
+    coef = np.asarray(coef, dtype=np.float64)
+    if coef.shape != (n_features,) and coef.shape != (1, n_features):
+        raise ValueError(
+            f"coef has shape {coef.shape}, but X has {n_features} features: pass one coefficient a "
+            "feature."
+        )
+    if not np.isfinite(coef).all():
+        raise ValueError("coef has NaN or infinite entries. Did the optimiser diverge?")
+    return coef.ravel(), float(intercept.ravel()[0])
+
+
+def check_weights(sample_weight: Any, X: Any) -> npt.NDArray[np.float64] | None:
+    """Validate sample weights: None, or nonnegative float64 of which one at least is positive."""
+    if sample_weight is None:
+        return None
+    refuse_foreign(sample_weight=sample_weight)
+    # A number stands for equal weights; the dtype of X must not decide that of the weights.
+    weights = _check_sample_weight(sample_weight, X, dtype=np.float64)
+    if weights.min() < 0:
+        raise ValueError(f"sample_weight must be >= 0, got a minimum of {weights.min():g}.")
+    if not weights.any():
+        raise ValueError("sample_weight is zero for every row: no row is left to learn from.")
+    return weights
+
+
+def check_gradients(
+    gradients: Any, antithetic: Any, loss_curvature: Any, *, noise: str, has_intercept: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None, np.dtype[Any]]:
+    """Validate gradients, one batch a row, and scale their noise part by the root curvature.
+
+    Returns
+    -------
+    gradients : ndarray of shape (n_batches, p)
+        float64.
+    antithetic : ndarray of shape (n_batches, p) or None
+        float64.
+    dtype : dtype
+        Of the gradients as they were passed, float32 or float64.
+    """
+    refuse_foreign(gradients=gradients, antithetic=antithetic)
+    if noise == "antithetic" and antithetic is None:
+        raise ValueError(
+            "noise='antithetic' needs two gradients a batch: those at targets y + xi and, as "
+            "antithetic=, those at y - xi; got only one set. For one noisy gradient a batch use "
+            "noise='single'."
+        )
+    if noise != "antithetic" and antithetic is not None:
+        raise ValueError(
+            f"antithetic gradients were passed, but noise={noise!r} takes one gradient a batch. "
+            "Use noise='antithetic'."
+        )
+    gradients = check_array(gradients, dtype=[np.float64, np.float32], input_name="gradients")
+    dtype = gradients.dtype
+    gradients = gradients.astype(np.float64)
+    if gradients.shape[1] <= has_intercept:
+        raise ValueError(
+            "gradients has one column, the intercept's, and no feature. Did you mean "
+            "has_intercept=False?"
+        )
+    if antithetic is None:
+        if loss_curvature is not None:
+            raise ValueError(
+                "loss_curvature scales the noise alone, which only noise='antithetic' separates "
+                "from the rest of the gradient. Draw the noise with variance batch_size times the "
+                "curvature instead."
+            )
+        return gradients, None, dtype
+    antithetic = check_array(antithetic, dtype=np.float64, input_name="antithetic")
+    if antithetic.shape != gradients.shape:
+        raise ValueError(
+            f"antithetic has shape {antithetic.shape}, gradients {gradients.shape}: both must hold "
+            "the gradients of the same batches in the same order."
+        )
+    if loss_curvature is not None:
+        v = np.asarray(loss_curvature, dtype=np.float64)
+        if v.shape not in ((), (len(gradients),)) or not np.all((v >= 0) & np.isfinite(v)):
+            raise ValueError(
+                f"loss_curvature must be one finite number >= 0 or one for each of the "
+                f"{len(gradients)} batches, got shape {v.shape} and a minimum of {v.min():g}."
+            )
+        half = 0.5 * (antithetic - gradients) * np.sqrt(v).reshape(-1, 1)
+        clean = 0.5 * (antithetic + gradients)
+        gradients, antithetic = clean - half, clean + half
+    return gradients, antithetic, dtype
+
+
+@contextmanager
+def unchanged_on_error(estimator: Any) -> Iterator[None]:
+    """Put the estimator back as it was if the block raises.
+
+    Fitted state must be replaced, never changed in place, for this to hold.
+    """
+    before = vars(estimator).copy()
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise

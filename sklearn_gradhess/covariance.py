@@ -1,0 +1,745 @@
+"""The Hessian, estimated from the covariance of batch gradients."""
+
+import copy
+import warnings
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import eigh
+from sklearn.covariance import EmpiricalCovariance, ledoit_wolf_shrinkage, oas
+from sklearn.utils import check_scalar
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_gradhess._gradients import (
+    batch_index,
+    batch_sums,
+    choose_batch_size,
+    derivatives,
+    inherent_noise,
+    row_coefficients,
+)
+from sklearn_gradhess._losses import make_loss
+from sklearn_gradhess._moments import centered_block, triangular_factor
+from sklearn_gradhess._preconditioner import factorize
+from sklearn_gradhess._schemes import N_GROUPS, GradientMemory
+from sklearn_gradhess._validation import (
+    Interval,
+    StrOptions,
+    _fit_context,
+    check_coef,
+    check_gradients,
+    check_target,
+    check_weights,
+    check_X,
+    effective_n_threads,
+    refuse_overflow,
+    unchanged_on_error,
+)
+from sklearn_gradhess._whitening import WhiteningMixin
+from sklearn_gradhess.diagnostics import expected_relative_error, failures
+from sklearn_gradhess.exceptions import CalibrationWarning
+from sklearn_gradhess.noise import as_generator, calibrated_variance
+
+__all__ = ["GradientCovarianceEstimator", "gradient_covariance"]
+
+# Settings that two estimators must share for their gradients to have the same law
+_IDENTITY = ("noise", "noise_scale", "inherent_variance", "loss", "epsilon")
+
+
+def gradient_covariance(
+    X: Any,
+    y: Any = None,
+    *,
+    coef: Any = None,
+    intercept: float = 0.0,
+    batch_size: int | str = "auto",
+    noise: str = "antithetic",
+    noise_scale: float = 1.0,
+    inherent_variance: float | str = 0.0,
+    random_state: Any = None,
+) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
+    """Estimate the Hessian of least squares from the covariance of its batch gradients.
+
+    Parameters
+    ----------
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        Features.
+    y : array-like of shape (n_samples,), default=None
+        Targets. None stands for targets that the coefficients predict exactly.
+    coef : array-like of shape (n_features,), default=None
+        Coefficients at which gradients are taken; None is zero.
+    intercept : float, default=0.0
+        Intercept at which gradients are taken.
+    batch_size : int or "auto", default="auto"
+        Rows in a batch.
+    noise : {"antithetic", "single", "none"}, default="antithetic"
+        Noise scheme.
+    noise_scale : float, default=1.0
+        Total target-noise variance over the batch size.
+    inherent_variance : float or "estimate", default=0.0
+        Variance of the noise that is in the targets already.
+    random_state : int, RandomState instance, Generator or None, default=None
+        Source of the noise and of the batches.
+
+    Returns
+    -------
+    covariance : ndarray of shape (n_features, n_features)
+        Estimate of the centred covariance of the features, which is the Hessian of the half mean
+        squared error once the intercept is eliminated.
+    mean_gradient : ndarray of shape (n_features,)
+        Gradient of the half mean squared error with respect to the coefficients.
+
+    See Also
+    --------
+    GradientCovarianceEstimator : The estimator, where every parameter is explained.
+
+    References
+    ----------
+    arXiv 2601.18546, Lemma 4.2; MATH sections 1 and 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_gradhess.covariance import gradient_covariance
+    >>> X = np.random.default_rng(0).standard_normal((2000, 3)) * [1, 10, 100]
+    >>> covariance, _ = gradient_covariance(X, batch_size=4, random_state=0)
+    >>> (covariance / np.cov(X.T)).diagonal().round(1)
+    array([1. , 1. , 1.])
+    """
+    estimator = GradientCovarianceEstimator(
+        batch_size=batch_size,
+        noise=noise,
+        noise_scale=noise_scale,
+        inherent_variance=inherent_variance,
+        store_precision=False,
+        random_state=random_state,
+    ).fit(X, y, coef=coef, intercept=intercept)
+    return estimator.covariance_, estimator.mean_gradient_
+
+
+def _covariance_of_features(estimator: Any) -> bool:
+    if estimator.loss != "squared_error":
+        raise AttributeError(
+            f"With loss={estimator.loss!r} the Hessian is no covariance of the features: score and "
+            "mahalanobis need loss='squared_error'."
+        )
+    return True
+
+
+class GradientCovarianceEstimator(WhiteningMixin, EmpiricalCovariance):
+    r"""Hessian of a regression, recovered from the covariance of its batch gradients.
+
+    Target noise whose variance equals the batch size n (times the curvature of the loss) makes the
+    covariance of batch gradients equal to the Hessian: for the squared loss the covariance of the
+    features. The gradients may come from data given to `fit` or `partial_fit`, or from somebody
+    else, through `partial_fit_gradients`. With the features in hand and no need for speed,
+    `sklearn.covariance.EmpiricalCovariance` has no noise to average out and is more accurate;
+    `batch_size=1` with the default noise gives its result exactly.
+
+    Parameters
+    ----------
+    batch_size : int or "auto", default="auto"
+        Rows in a batch. k = n_samples / batch_size gradients estimate the Hessian with relative
+        error ``2 sqrt(r/k) + r/k``, r its effective rank, so a small batch is accurate; cost is
+        one read of X plus the triangular factor of the gradients, 2 n_features^2 multiplications a
+        batch, so a large batch is fast. "auto", settled by the first chunk: with antithetic noise
+        1 for small data, where Rademacher noise gives the exact (weighted) covariance, and else
+        n_features/16, where the factor costs about what reading X costs, but at least four
+        gradients a feature if the rows allow. With other schemes, whose bias is of the order of
+        1/batch_size, ``sqrt(n_samples / n_features)``: as many gradients a feature as rows a
+        batch. For `partial_fit_gradients` it is what the caller says.
+    noise : {"antithetic", "single", "none"}, default="antithetic"
+        "antithetic": each batch is seen with targets y + xi and y - xi; half the difference of the
+        two gradients has the Hessian as covariance, exactly, for any data, coefficients and label
+        noise. "single": one noisy gradient a batch, as in the paper; adds a nuisance of relative
+        size excess_risk/batch_size. "none": clean gradients, uncalibrated unless
+        `inherent_variance` is known; for comparison.
+    noise_scale : float, default=1.0
+        Total noise variance as a multiple of the calibrated one. Divided out of `covariance_`.
+    inherent_variance : float or "estimate", default=0.0
+        Variance of the noise that is in the targets already, in squared units of y; for losses
+        other than the squared one in units of the curvature (a dispersion). "single" injects that
+        much less. "estimate" takes the mean squared residual at `coef`, chunk by chunk: it
+        contains the excess risk, which the nuisance also contains, so the total stays calibrated.
+        Needs data. Antithetic noise needs none of this: inherent noise cancels.
+    noise_distribution : {"rademacher", "normal"}, default="rademacher"
+        Law of the noise that `fit` draws.
+    correction : {"auto", "gaussian", "none"}, default="auto"
+        Single noise only: remove the nuisance by a formula that is exact for Gaussian features,
+        and wrong for heavy tails or plus-minus-one features. "auto": for the squared loss.
+    loss : {"squared_error", "log_loss", "poisson", "huber"}, default="squared_error"
+        Loss whose Hessian at `coef` is wanted, with log link for "poisson" and targets in [0, 1]
+        for "log_loss". Noise is calibrated to its curvature. Beyond the squared loss,
+        `covariance_` is the Hessian with the intercept eliminated, and `location_` the
+        curvature-weighted mean of the features.
+    epsilon : float, default=1.35
+        Where the Huber loss turns linear, in units of y.
+    n_redraws : int, default=1
+        Draws of noise for each batch. More draws lower the error that the noise adds, not the one
+        that the rows have; redrawn gradients are not independent data.
+    shuffle : bool, default=True
+        Deal rows to batches at random, each batch exactly `batch_size` of them, while X is read in
+        storage order. Sorted rows otherwise put a rare level into one batch, and ruin its
+        direction. False takes contiguous batches, at the full speed of memory. The sums of all
+        batches of a sweep are held in memory, at most a sixteenth of X; smaller batches take more
+        sweeps.
+    shrinkage : float in [0, 1], "ledoit_wolf", "oas" or None, default=None
+        Shrink `covariance_` towards the identity times its mean variance. The names are
+        scikit-learn's rules applied to the gradients, which are then kept in memory.
+    whitening : {"zca", "pca", "cholesky"}, default="zca"
+        What `transform` does: the symmetric root, scaled principal components, or the inverse of
+        the triangular factor.
+    assume_centered : bool, default=False
+        Skip the intercept: `covariance_` is the second moment about zero.
+    store_precision : bool, default=True
+        Store `precision_`.
+    random_state : int, RandomState instance, Generator or None, default=None
+        Source of the noise and of the batches.
+
+    Attributes
+    ----------
+    covariance_ : ndarray of shape (n_features, n_features)
+        Estimate of the Hessian.
+    precision_ : ndarray of shape (n_features, n_features)
+        Its inverse, by way of the triangular factor; on the range of a singular covariance.
+    location_ : ndarray of shape (n_features,)
+        Mean of the features as the gradients tell it, up to ``sqrt(variance / n_batches)``; zero
+        without an intercept.
+    gradient_covariance_ : ndarray of shape (n_features, n_features)
+        Covariance of the gradients as they were seen (the half differences, about zero, for the
+        antithetic scheme), of uncentred features, nothing divided out: the paper's S_g.
+    mean_gradient_ : ndarray of shape (n_features,)
+        Mean gradient at `coef`, of uncentred features.
+    mean_intercept_gradient_ : float
+        Mean gradient of the intercept; NaN without one.
+    excess_risk_ : float
+        m^2 = u' Hessian u, u the error of `coef` and `intercept`: twice the loss to be gained.
+        NaN where too few gradients, or clean ones, do not tell.
+    correction_ : {"gaussian", "none"}
+        Correction that was applied.
+    batch_size_ : int
+        Rows in a batch.
+    n_batches_ : int
+        Batches seen, an incomplete one included.
+    n_samples_seen_ : int
+        Rows seen.
+    noise_variance_ : float
+        Injected noise variance, per unit of curvature, of a complete batch.
+    shrinkage_ : float
+        Shrinkage that was applied.
+    effective_rank_ : float
+        Trace of `covariance_` over its largest eigenvalue.
+    expected_error_ : float
+        Relative error in operator norm that theory expects of `covariance_`.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if all are strings.
+
+    See Also
+    --------
+    sklearn.covariance.EmpiricalCovariance : From the features themselves.
+    sklearn_gradhess.diagnostics.calibration_report : What may be wrong with an estimate.
+
+    Notes
+    -----
+    An incomplete last batch gets noise calibrated to its own size and enters with the weight of
+    its rows; in `partial_fit` it goes on waiting for the rows to come. A sample weight counts as
+    repetition: noise variance is divided by it, gradients are weighted means.
+
+    Everything is estimated from gradients, location included, so `fit` and `partial_fit_gradients`
+    agree when they see the same gradients. Directions that are singular are projected out of
+    `precision_` and `transform`, with a `CalibrationWarning` from `fit`.
+
+    References
+    ----------
+    "Information Hidden in Gradients of Regression with Target Noise", arXiv 2601.18546, Lemma 4.2;
+    MATH sections 1 to 3.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn_gradhess import GradientCovarianceEstimator
+    >>> X, y = load_diabetes(return_X_y=True, scaled=False)
+    >>> estimator = GradientCovarianceEstimator(random_state=0).fit(X, y)
+    >>> estimator.batch_size_, estimator.n_batches_
+    (1, 442)
+    >>> estimator.transform(X).std(axis=0).round(2)
+    array([1., 1., 1., 1., 1., 1., 1., 1., 1., 1.])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "noise": [StrOptions({"antithetic", "single", "none"})],
+        "noise_scale": [Interval(Real, 0, None, closed="neither")],
+        "inherent_variance": [Interval(Real, 0, None, closed="left"), StrOptions({"estimate"})],
+        "noise_distribution": [StrOptions({"rademacher", "normal"})],
+        "correction": [StrOptions({"auto", "gaussian", "none"})],
+        "loss": [StrOptions({"squared_error", "log_loss", "poisson", "huber"})],
+        "epsilon": [Interval(Real, 0, None, closed="neither")],
+        "n_redraws": [Interval(Integral, 1, None, closed="left")],
+        "shuffle": ["boolean"],
+        "shrinkage": [
+            Interval(Real, 0, 1, closed="both"),
+            StrOptions({"ledoit_wolf", "oas"}),
+            None,
+        ],
+        "whitening": [StrOptions({"zca", "pca", "cholesky"})],
+        "assume_centered": ["boolean"],
+        "store_precision": ["boolean"],
+        "random_state": ["random_state", np.random.Generator],
+    }
+
+    def __init__(
+        self,
+        *,
+        batch_size: int | str = "auto",
+        noise: str = "antithetic",
+        noise_scale: float = 1.0,
+        inherent_variance: float | str = 0.0,
+        noise_distribution: str = "rademacher",
+        correction: str = "auto",
+        loss: str = "squared_error",
+        epsilon: float = 1.35,
+        n_redraws: int = 1,
+        shuffle: bool = True,
+        shrinkage: float | str | None = None,
+        whitening: str = "zca",
+        assume_centered: bool = False,
+        store_precision: bool = True,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(store_precision=store_precision, assume_centered=assume_centered)
+        self.batch_size = batch_size
+        self.noise = noise
+        self.noise_scale = noise_scale
+        self.inherent_variance = inherent_variance
+        self.noise_distribution = noise_distribution
+        self.correction = correction
+        self.loss = loss
+        self.epsilon = epsilon
+        self.n_redraws = n_redraws
+        self.shuffle = shuffle
+        self.shrinkage = shrinkage
+        self.whitening = whitening
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        coef: Any = None,
+        intercept: float = 0.0,
+    ) -> Self:
+        """Estimate the Hessian from data, forgetting what was seen before.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Features; float32 and float64 are read as they are, without a copy.
+        y : array-like of shape (n_samples,), default=None
+            Targets. None stands for targets that `coef` and `intercept` predict exactly. The
+            antithetic scheme needs them for `mean_gradient_` and `excess_risk_` only; class labels
+            that are not numbers, and several targets, it takes for None.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Nonnegative weights; two is as good as a repetition.
+        coef : array-like of shape (n_features,), default=None
+            Coefficients at which gradients are taken; None is zero.
+        intercept : float, default=0.0
+            Intercept at which gradients are taken.
+
+        Returns
+        -------
+        self : GradientCovarianceEstimator
+            Fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If the data are not finite or not consistent, a target lies outside the loss's range,
+            the batch size exceeds the number of rows, or the inherent noise exceeds the total.
+        TypeError
+            If X or y is a dask collection or a tensor.
+        """
+        with unchanged_on_error(self):
+            self._memory = None
+            self._see_data(X, y, sample_weight, coef, intercept, whole=True)
+            for failure in failures(self):
+                if failure.visible_in_fit:
+                    warnings.warn(str(failure), CalibrationWarning, stacklevel=3)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        coef: Any = None,
+        intercept: float = 0.0,
+    ) -> Self:
+        """Go on with another chunk of data; rows of an incomplete batch wait for the next.
+
+        Parameters are those of `fit`; a chunk may have fewer rows than a batch. On error the
+        estimator stays as it was.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Features.
+        y : array-like of shape (n_samples,), default=None
+            Targets.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights.
+        coef : array-like of shape (n_features,), default=None
+            Coefficients at which gradients are taken, which may move from chunk to chunk.
+        intercept : float, default=0.0
+            Intercept at which gradients are taken.
+
+        Returns
+        -------
+        self : GradientCovarianceEstimator
+            The estimator after all chunks so far.
+        """
+        with unchanged_on_error(self):
+            self._see_data(X, y, sample_weight, coef, intercept, whole=False)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit_gradients(
+        self,
+        gradients: Any,
+        antithetic: Any = None,
+        *,
+        batch_size: int,
+        has_intercept: bool = False,
+        loss_curvature: Any = None,
+    ) -> Self:
+        """Go on with gradients alone: no features, no targets.
+
+        Parameters
+        ----------
+        gradients : array-like of shape (n_batches, n_features) or (n_batches, n_features + 1)
+            Mean gradient of each batch, at targets y + xi where the variance of xi makes the
+            total target noise ``noise_scale * batch_size`` (times the curvature of the loss).
+        antithetic : array-like of the shape of `gradients`, default=None
+            Gradients of the same batches at targets y - xi. Needed for noise="antithetic".
+        batch_size : int
+            Rows in each batch.
+        has_intercept : bool, default=False
+            Whether column 0 is the gradient of the intercept. With it the location of the features
+            is recovered and `covariance_` is centred; without it, it is the second moment.
+        loss_curvature : float or array-like of shape (n_batches,), default=None
+            For noise that was drawn without regard to the curvature: mean curvature of the loss
+            over each batch, by whose root the noise gradients are multiplied. Exact where the
+            curvature is constant within a batch. Antithetic noise only.
+
+        Returns
+        -------
+        self : GradientCovarianceEstimator
+            The estimator after all gradients so far.
+
+        Raises
+        ------
+        ValueError
+            If the gradients are not finite, differ in width from those seen before, or do not come
+            as the noise scheme needs them.
+        """
+        with unchanged_on_error(self):
+            self._see_gradients(gradients, antithetic, batch_size, has_intercept, loss_curvature)
+        return self
+
+    def merge(self, other: "GradientCovarianceEstimator") -> Self:
+        """Take in what another estimator has seen, as if this one had seen it too.
+
+        Associative and commutative up to rounding. A batch that waits for more rows, on either
+        side, is closed as the smaller batch that it is.
+
+        Parameters
+        ----------
+        other : GradientCovarianceEstimator
+            Fitted estimator; it is not changed.
+
+        Returns
+        -------
+        self : GradientCovarianceEstimator
+            The estimator after both.
+
+        Raises
+        ------
+        ValueError
+            If the two differ in features, batch size, noise scheme or scale, loss, or in having
+            an intercept.
+        """
+        check_is_fitted(self)
+        check_is_fitted(other)
+        for name, a, b in (
+            ("n_features_in_", self.n_features_in_, other.n_features_in_),
+            ("batch_size_", self.batch_size_, other.batch_size_),
+            *((name, getattr(self, name), getattr(other, name)) for name in _IDENTITY),
+            ("has_intercept", self._memory.has_intercept, other._memory.has_intercept),
+        ):
+            if a != b:
+                raise ValueError(
+                    f"Cannot merge estimators with {name}={a!r} and {name}={b!r}: their gradients "
+                    "have different laws. Fit both with the same settings."
+                )
+        names = getattr(self, "feature_names_in_", None), getattr(other, "feature_names_in_", None)
+        if all(n is not None for n in names) and not np.array_equal(*names):
+            raise ValueError("Cannot merge estimators of different feature_names_in_.")
+        with unchanged_on_error(self):
+            self._memory = self._memory.settled(self._inherent).merge(
+                other._memory.settled(other._inherent)
+            )
+            self._finalize()
+        return self
+
+    def _see_data(
+        self, X: Any, y: Any, sample_weight: Any, coef: Any, intercept: Any, *, whole: bool
+    ) -> None:
+        memory = getattr(self, "_memory", None)
+        X = check_X(self, X, reset=memory is None, ensure_min_samples=2 if whole else 1)
+        n, d = X.shape
+        coef, intercept = check_coef(coef, intercept, d)
+        sample_weight = check_weights(sample_weight, X)
+        if memory is None:
+            self.batch_size_ = choose_batch_size(self.batch_size, n, d, noise=self.noise)
+            memory = self._start(d, has_intercept=not self.assume_centered)
+        if whole and self.batch_size_ > n:
+            raise ValueError(
+                f"batch_size={self.batch_size_} exceeds n_samples={n}: not one batch is complete. "
+                "Use a smaller batch_size, or partial_fit, which waits for more rows."
+            )
+        rng = copy.deepcopy(self._rng)
+        with np.errstate(all="ignore"):  # what is not finite shows in the sums
+            loss = make_loss(self.loss, epsilon=self.epsilon)
+            y = check_target(
+                y, n, optional=self.noise == "antithetic" and self.loss == "squared_error"
+            )
+            gradient, curvature = derivatives(X, y, loss, coef, intercept)
+            self._inherent = inherent_noise(
+                self.inherent_variance, gradient, curvature, sample_weight, noise=self.noise
+            )
+            self._check_calibration()
+            coefficients = row_coefficients(
+                gradient,
+                curvature,
+                sample_weight,
+                n_samples=n,
+                noise=self.noise,
+                n_redraws=self.n_redraws,
+                distribution=self.noise_distribution,
+                n_groups=N_GROUPS,
+                rng=rng,
+            )
+            batch = batch_index(n, self.batch_size_, memory.offset, rng if self.shuffle else None)
+            runs = batch_sums(
+                X,
+                coefficients,
+                batch,
+                batch_size=self.batch_size_,
+                contiguous=not self.shuffle or self.batch_size_ == 1,
+                has_intercept=memory.has_intercept,
+                n_threads=effective_n_threads(),
+            )
+            memory = memory.add_sums(
+                runs,
+                batch,
+                sample_weight,
+                batch_size=self.batch_size_,
+                inherent_variance=self._inherent,
+            )
+        for sums in memory.sums():
+            refuse_overflow(sums, X, estimator_name=type(self).__name__)
+        self._rng, self._dtype, self._memory = rng, X.dtype, memory
+        self._finalize()
+
+    def _see_gradients(
+        self, gradients: Any, antithetic: Any, batch_size: Any, has_intercept: bool, curvature: Any
+    ) -> None:
+        if self.inherent_variance == "estimate" and self.noise != "antithetic":
+            raise ValueError(
+                "inherent_variance='estimate' needs residuals, and gradients alone have none. Pass "
+                "the variance, or use noise='antithetic', where it cancels."
+            )
+        gradients, antithetic, dtype = check_gradients(
+            gradients, antithetic, curvature, noise=self.noise, has_intercept=has_intercept
+        )
+        d = gradients.shape[1] - has_intercept
+        memory = getattr(self, "_memory", None)
+        if memory is None:
+            self.n_features_in_ = d
+            self.batch_size_ = check_scalar(batch_size, "batch_size", Integral, min_val=1)
+            self._inherent = inherent_noise(
+                self.inherent_variance, None, None, None, noise=self.noise
+            )
+            self._check_calibration()
+            memory = self._start(d, has_intercept=has_intercept and not self.assume_centered)
+        if d != self.n_features_in_:
+            raise ValueError(
+                f"gradients has {gradients.shape[1]} columns with has_intercept={has_intercept}, "
+                f"that is {d} features, but {self.n_features_in_} were seen before. Did "
+                "has_intercept change?"
+            )
+        if memory.has_intercept and not has_intercept:
+            raise ValueError(
+                "The gradients seen before had the intercept's column, these do not. Pass it in "
+                "column 0 with has_intercept=True, or use assume_centered=True from the start."
+            )
+        if batch_size != self.batch_size_:
+            raise ValueError(
+                f"batch_size={batch_size}, but gradients of {self.batch_size_} rows were seen "
+                "before. Fit one estimator for each batch size and compare, they cannot be mixed."
+            )
+        used = slice(int(has_intercept and not memory.has_intercept), None)
+        self._memory = memory.add_gradients(
+            gradients[:, used],
+            None if antithetic is None else antithetic[:, used],
+            batch_size=self.batch_size_,
+        )
+        self._dtype = dtype
+        self._finalize()
+
+    def _start(self, d: int, *, has_intercept: bool) -> GradientMemory:
+        seed = self.random_state
+        if not isinstance(seed, Integral):  # a stream of our own, so that a failed call can go back
+            seed = int(as_generator(seed).integers(2**63))
+        self._rng = np.random.default_rng(int(seed))
+        return GradientMemory.empty(
+            d + has_intercept,
+            noise=self.noise,
+            noise_scale=float(self.noise_scale),
+            has_intercept=has_intercept,
+            keep=isinstance(self.shrinkage, str),
+        )
+
+    def _check_calibration(self) -> None:
+        self.noise_variance_ = 0.0
+        if self.noise != "none":
+            self.noise_variance_ = calibrated_variance(
+                self.batch_size_,
+                inherent_variance=self._inherent if self.noise == "single" else 0.0,
+                noise_scale=float(self.noise_scale),
+            )
+
+    def _finalize(self) -> None:
+        memory = self._memory.settled(self._inherent)
+        estimate = memory.estimate(
+            correct=self.correction == "gaussian"
+            or (self.correction == "auto" and self.loss == "squared_error"),
+            inherent_variance=self._inherent,
+            includes_excess=self.inherent_variance == "estimate",
+        )
+        first = int(memory.has_intercept)
+        factor, location = estimate.factor, np.zeros(self.n_features_in_)
+        if first:
+            location, factor = centered_block(factor)
+        raw_factor = estimate.gradient_factor[:, first:]
+        rounding = np.finfo(self._dtype).eps * np.linalg.norm(estimate.factor[:, first:], axis=0)
+        factor = self._shrink(factor, memory, location)
+        self._preconditioner = factorize(factor, rounding=rounding)
+        with np.errstate(over="ignore"):
+            covariance = (factor.T @ factor).astype(self._dtype)
+        if not np.isfinite(covariance).all():
+            raise ValueError(
+                f"The covariance overflows {self._dtype}: the largest standard deviation of a "
+                f"feature is {np.linalg.norm(factor, axis=0).max():.3g}. Rescale X or pass float64."
+            )
+        self.covariance_ = covariance
+        self.precision_ = (
+            self._preconditioner.inverse().astype(self._dtype) if self.store_precision else None
+        )
+        self.location_ = location.astype(self._dtype)
+        self.gradient_covariance_ = (raw_factor.T @ raw_factor).astype(self._dtype)
+        self.mean_gradient_ = estimate.mean_gradient[first:].astype(self._dtype)
+        self.mean_intercept_gradient_ = float(estimate.mean_gradient[0]) if first else np.nan
+        self.excess_risk_ = estimate.excess_risk
+        self.correction_ = estimate.correction
+        self.n_batches_ = memory.n_batches
+        self.n_samples_seen_ = memory.n_samples
+
+    def _shrink(
+        self,
+        factor: npt.NDArray[np.float64],
+        memory: GradientMemory,
+        location: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.float64]:
+        shrinkage = self.shrinkage
+        if isinstance(shrinkage, str):
+            rows = memory.kept_gradients(location)
+            shrinkage = (
+                ledoit_wolf_shrinkage(rows, assume_centered=True)
+                if shrinkage == "ledoit_wolf"
+                else oas(rows, assume_centered=True)[1]
+            )
+        self.shrinkage_ = float(shrinkage or 0.0)
+        if not self.shrinkage_:
+            return factor
+        d = factor.shape[1]
+        target = np.sqrt(self.shrinkage_ * np.sum(factor**2) / d)
+        return triangular_factor(
+            np.vstack([np.sqrt(1 - self.shrinkage_) * factor, target * np.eye(d)])
+        )
+
+    @property
+    def effective_rank_(self) -> float:
+        """Trace of `covariance_` over its largest eigenvalue."""
+        check_is_fitted(self)
+        covariance = self.covariance_.astype(np.float64)
+        d = len(covariance)
+        largest = eigh(covariance, eigvals_only=True, subset_by_index=[d - 1, d - 1])[0]
+        return float(np.trace(covariance) / largest) if largest > 0 else 0.0
+
+    @property
+    def expected_error_(self) -> float:
+        """Relative error of `covariance_` in operator norm, as theory expects it."""
+        check_is_fitted(self)
+        error = expected_relative_error(
+            self.effective_rank_,
+            self._memory.moments.n_gradients,
+            batch_size=self.batch_size_ * self.noise_scale,
+            excess_risk=0.0 if self.correction_ == "gaussian" else self.excess_risk_,
+            noise=self.noise,
+        )
+        return float(error)
+
+    @available_if(_covariance_of_features)
+    def score(self, X_test: Any, y: Any = None) -> float:
+        """Return the Gaussian log-likelihood of `X_test`, as EmpiricalCovariance does.
+
+        Parameters
+        ----------
+        X_test : array-like of shape (n_samples, n_features)
+            Test data.
+        y : Ignored
+            Present for API consistency.
+
+        Returns
+        -------
+        score : float
+            Mean log-likelihood of a row, under `location_` and `covariance_`.
+        """
+        return super().score(X_test, y)
+
+    @available_if(_covariance_of_features)
+    def mahalanobis(self, X: Any) -> npt.NDArray[np.floating]:
+        """Return the squared Mahalanobis distances of rows to `location_`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        distances : ndarray of shape (n_samples,)
+            Squared distances.
+        """
+        return super().mahalanobis(X)
