@@ -21,6 +21,8 @@ from scipy import sparse
 from sklearn_gradhess._losses import Loss, SquaredLoss
 from sklearn_gradhess.noise import draw_target_noise
 
+Array = npt.NDArray[np.floating]
+
 __all__ = [
     "BatchSums",
     "RowCoefficients",
@@ -32,7 +34,6 @@ __all__ = [
     "row_coefficients",
 ]
 
-Array = npt.NDArray[np.floating]
 # Below this many multiplications the batch size of one, which is exact, costs nothing to speak of.
 _SMALL = 2e8
 # The sums of one sweep stay below this share of X, or below this many bytes if that is more.
@@ -55,8 +56,8 @@ class RowCoefficients(NamedTuple):
         Batch b belongs to group ``b % n_groups``.
     """
 
-    per_batch: npt.NDArray[np.float64]
-    per_group: npt.NDArray[np.float64] | None = None
+    per_batch: Array
+    per_group: Array | None = None
     n_groups: int = 0
 
 

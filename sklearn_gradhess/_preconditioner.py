@@ -169,7 +169,7 @@ def factorize(
 
 
 def _triangular(root: Array) -> Array:
-    r = np.linalg.qr(root, mode="r")
+    r = np.asarray(np.linalg.qr(root, mode="r"))
     return r * np.where(np.diag(r) < 0, -1.0, 1.0)[:, None]
 
 

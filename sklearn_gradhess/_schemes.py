@@ -125,8 +125,9 @@ class GradientMemory:
         Parameters
         ----------
         runs : iterable of (start, per_batch, per_group)
-            See `_gradients.BatchSums`. Sums of ``sqrt(w v) eps z`` for each redraw and, for the schemes that need it, of
-            ``w r z`` last; eps are unit draws, v curvatures, r loss gradients, w weights.
+            Batch sums as `_gradients` makes them: of ``sqrt(w v) eps z`` for each redraw and, for
+            the schemes that need it batch by batch, of ``w r z`` last. Here eps are unit draws, v
+            curvatures, r loss gradients and w sample weights.
         batch : ndarray of shape (n_samples,)
             Batch of each row; batch 0 goes on with the pending one.
         weights : ndarray of shape (n_samples,) or None

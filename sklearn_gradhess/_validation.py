@@ -20,10 +20,10 @@ __all__ = [
     "StrOptions",
     "_fit_context",
     "check_coef",
+    "check_features",
     "check_gradients",
     "check_target",
     "check_weights",
-    "check_X",
     "effective_n_threads",
     "refuse_foreign",
     "refuse_overflow",
@@ -51,7 +51,7 @@ def refuse_foreign(**arrays: Any) -> None:
             )
 
 
-def check_X(estimator: Any, X: Any, *, reset: bool, **kwargs: Any) -> Any:
+def check_features(estimator: Any, X: Any, *, reset: bool, **kwargs: Any) -> Any:
     """Validate X without reading it: CSR, CSC or dense, float32 or float64, never copied.
 
     Whether the values are finite is left to `refuse_overflow`, which looks at sums that are

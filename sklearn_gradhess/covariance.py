@@ -7,12 +7,12 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import eigh
-from sklearn.covariance import EmpiricalCovariance, ledoit_wolf_shrinkage, oas
+from sklearn.covariance import EmpiricalCovariance
 from sklearn.utils import check_scalar
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_gradhess._fitted import FittedCovarianceMixin
 from sklearn_gradhess._gradients import (
     batch_index,
     batch_sums,
@@ -22,24 +22,21 @@ from sklearn_gradhess._gradients import (
     row_coefficients,
 )
 from sklearn_gradhess._losses import make_loss
-from sklearn_gradhess._moments import centered_block, triangular_factor
-from sklearn_gradhess._preconditioner import factorize
 from sklearn_gradhess._schemes import N_GROUPS, GradientMemory
 from sklearn_gradhess._validation import (
     Interval,
     StrOptions,
     _fit_context,
     check_coef,
+    check_features,
     check_gradients,
     check_target,
     check_weights,
-    check_X,
     effective_n_threads,
     refuse_overflow,
     unchanged_on_error,
 )
-from sklearn_gradhess._whitening import WhiteningMixin
-from sklearn_gradhess.diagnostics import expected_relative_error, failures
+from sklearn_gradhess.diagnostics import failures
 from sklearn_gradhess.exceptions import CalibrationWarning
 from sklearn_gradhess.noise import as_generator, calibrated_variance
 
@@ -129,7 +126,7 @@ def _covariance_of_features(estimator: Any) -> bool:
     return True
 
 
-class GradientCovarianceEstimator(WhiteningMixin, EmpiricalCovariance):
+class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     r"""Hessian of a regression, recovered from the covariance of its batch gradients.
 
     Target noise whose variance equals the batch size n (times the curvature of the loss) makes the
@@ -142,15 +139,13 @@ class GradientCovarianceEstimator(WhiteningMixin, EmpiricalCovariance):
     Parameters
     ----------
     batch_size : int or "auto", default="auto"
-        Rows in a batch. k = n_samples / batch_size gradients estimate the Hessian with relative
-        error ``2 sqrt(r/k) + r/k``, r its effective rank, so a small batch is accurate; cost is
-        one read of X plus the triangular factor of the gradients, 2 n_features^2 multiplications a
-        batch, so a large batch is fast. "auto", settled by the first chunk: with antithetic noise
-        1 for small data, where Rademacher noise gives the exact (weighted) covariance, and else
-        n_features/16, where the factor costs about what reading X costs, but at least four
-        gradients a feature if the rows allow. With other schemes, whose bias is of the order of
-        1/batch_size, ``sqrt(n_samples / n_features)``: as many gradients a feature as rows a
-        batch. For `partial_fit_gradients` it is what the caller says.
+        Rows in a batch. k = n_samples / batch_size gradients have relative error ``2 sqrt(r/k) +
+        r/k``, r the effective rank, so small batches are accurate; each batch costs 2 n_features^2
+        multiplications on top of the one read of X, so large batches are fast. "auto", settled by
+        the first chunk: with antithetic noise 1 for small data, where Rademacher noise gives the
+        exact (weighted) covariance, else n_features/16, which costs about one more read of X, but
+        at least four gradients a feature if the rows allow. Other schemes have a bias of order
+        1/batch_size: ``sqrt(n_samples/n_features)``, as many gradients a feature as rows a batch.
     noise : {"antithetic", "single", "none"}, default="antithetic"
         "antithetic": each batch is seen with targets y + xi and y - xi; half the difference of the
         two gradients has the Hessian as covariance, exactly, for any data, coefficients and label
@@ -181,11 +176,9 @@ class GradientCovarianceEstimator(WhiteningMixin, EmpiricalCovariance):
         Draws of noise for each batch. More draws lower the error that the noise adds, not the one
         that the rows have; redrawn gradients are not independent data.
     shuffle : bool, default=True
-        Deal rows to batches at random, each batch exactly `batch_size` of them, while X is read in
-        storage order. Sorted rows otherwise put a rare level into one batch, and ruin its
-        direction. False takes contiguous batches, at the full speed of memory. The sums of all
-        batches of a sweep are held in memory, at most a sixteenth of X; smaller batches take more
-        sweeps.
+        Deal rows to batches at random, exactly `batch_size` to each, while X is read in storage
+        order. Sorted rows otherwise put a rare level into one batch, and ruin its direction.
+        False takes contiguous batches, at the full speed of memory.
     shrinkage : float in [0, 1], "ledoit_wolf", "oas" or None, default=None
         Shrink `covariance_` towards the identity times its mean variance. The names are
         scikit-learn's rules applied to the gradients, which are then kept in memory.
@@ -368,7 +361,7 @@ class GradientCovarianceEstimator(WhiteningMixin, EmpiricalCovariance):
             If X or y is a dask collection or a tensor.
         """
         with unchanged_on_error(self):
-            self._memory = None
+            vars(self).pop("_memory", None)
             self._see_data(X, y, sample_weight, coef, intercept, whole=True)
             for failure in failures(self):
                 if failure.visible_in_fit:
@@ -491,8 +484,8 @@ class GradientCovarianceEstimator(WhiteningMixin, EmpiricalCovariance):
                     f"Cannot merge estimators with {name}={a!r} and {name}={b!r}: their gradients "
                     "have different laws. Fit both with the same settings."
                 )
-        names = getattr(self, "feature_names_in_", None), getattr(other, "feature_names_in_", None)
-        if all(n is not None for n in names) and not np.array_equal(*names):
+        mine, theirs = (getattr(e, "feature_names_in_", None) for e in (self, other))
+        if mine is not None and theirs is not None and not np.array_equal(mine, theirs):
             raise ValueError("Cannot merge estimators of different feature_names_in_.")
         with unchanged_on_error(self):
             self._memory = self._memory.settled(self._inherent).merge(
@@ -505,7 +498,7 @@ class GradientCovarianceEstimator(WhiteningMixin, EmpiricalCovariance):
         self, X: Any, y: Any, sample_weight: Any, coef: Any, intercept: Any, *, whole: bool
     ) -> None:
         memory = getattr(self, "_memory", None)
-        X = check_X(self, X, reset=memory is None, ensure_min_samples=2 if whole else 1)
+        X = check_features(self, X, reset=memory is None, ensure_min_samples=2 if whole else 1)
         n, d = X.shape
         coef, intercept = check_coef(coef, intercept, d)
         sample_weight = check_weights(sample_weight, X)
@@ -628,87 +621,6 @@ class GradientCovarianceEstimator(WhiteningMixin, EmpiricalCovariance):
                 inherent_variance=self._inherent if self.noise == "single" else 0.0,
                 noise_scale=float(self.noise_scale),
             )
-
-    def _finalize(self) -> None:
-        memory = self._memory.settled(self._inherent)
-        estimate = memory.estimate(
-            correct=self.correction == "gaussian"
-            or (self.correction == "auto" and self.loss == "squared_error"),
-            inherent_variance=self._inherent,
-            includes_excess=self.inherent_variance == "estimate",
-        )
-        first = int(memory.has_intercept)
-        factor, location = estimate.factor, np.zeros(self.n_features_in_)
-        if first:
-            location, factor = centered_block(factor)
-        raw_factor = estimate.gradient_factor[:, first:]
-        rounding = np.finfo(self._dtype).eps * np.linalg.norm(estimate.factor[:, first:], axis=0)
-        factor = self._shrink(factor, memory, location)
-        self._preconditioner = factorize(factor, rounding=rounding)
-        with np.errstate(over="ignore"):
-            covariance = (factor.T @ factor).astype(self._dtype)
-        if not np.isfinite(covariance).all():
-            raise ValueError(
-                f"The covariance overflows {self._dtype}: the largest standard deviation of a "
-                f"feature is {np.linalg.norm(factor, axis=0).max():.3g}. Rescale X or pass float64."
-            )
-        self.covariance_ = covariance
-        self.precision_ = (
-            self._preconditioner.inverse().astype(self._dtype) if self.store_precision else None
-        )
-        self.location_ = location.astype(self._dtype)
-        self.gradient_covariance_ = (raw_factor.T @ raw_factor).astype(self._dtype)
-        self.mean_gradient_ = estimate.mean_gradient[first:].astype(self._dtype)
-        self.mean_intercept_gradient_ = float(estimate.mean_gradient[0]) if first else np.nan
-        self.excess_risk_ = estimate.excess_risk
-        self.correction_ = estimate.correction
-        self.n_batches_ = memory.n_batches
-        self.n_samples_seen_ = memory.n_samples
-
-    def _shrink(
-        self,
-        factor: npt.NDArray[np.float64],
-        memory: GradientMemory,
-        location: npt.NDArray[np.float64],
-    ) -> npt.NDArray[np.float64]:
-        shrinkage = self.shrinkage
-        if isinstance(shrinkage, str):
-            rows = memory.kept_gradients(location)
-            shrinkage = (
-                ledoit_wolf_shrinkage(rows, assume_centered=True)
-                if shrinkage == "ledoit_wolf"
-                else oas(rows, assume_centered=True)[1]
-            )
-        self.shrinkage_ = float(shrinkage or 0.0)
-        if not self.shrinkage_:
-            return factor
-        d = factor.shape[1]
-        target = np.sqrt(self.shrinkage_ * np.sum(factor**2) / d)
-        return triangular_factor(
-            np.vstack([np.sqrt(1 - self.shrinkage_) * factor, target * np.eye(d)])
-        )
-
-    @property
-    def effective_rank_(self) -> float:
-        """Trace of `covariance_` over its largest eigenvalue."""
-        check_is_fitted(self)
-        covariance = self.covariance_.astype(np.float64)
-        d = len(covariance)
-        largest = eigh(covariance, eigvals_only=True, subset_by_index=[d - 1, d - 1])[0]
-        return float(np.trace(covariance) / largest) if largest > 0 else 0.0
-
-    @property
-    def expected_error_(self) -> float:
-        """Relative error of `covariance_` in operator norm, as theory expects it."""
-        check_is_fitted(self)
-        error = expected_relative_error(
-            self.effective_rank_,
-            self._memory.moments.n_gradients,
-            batch_size=self.batch_size_ * self.noise_scale,
-            excess_risk=0.0 if self.correction_ == "gaussian" else self.excess_risk_,
-            noise=self.noise,
-        )
-        return float(error)
 
     @available_if(_covariance_of_features)
     def score(self, X_test: Any, y: Any = None) -> float:

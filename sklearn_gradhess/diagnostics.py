@@ -185,7 +185,9 @@ def expected_relative_error(
     k = np.asarray(n_batches, dtype=np.float64)
     n = np.asarray(batch_size, dtype=np.float64)
     if np.any(k <= 0) or np.any(n <= 0):
-        raise ValueError(f"n_batches and batch_size must be > 0, got {n_batches!r}, {batch_size!r}.")
+        raise ValueError(
+            f"n_batches and batch_size must be > 0, got {n_batches!r}, {batch_size!r}."
+        )
     ratio = _effective_rank(eigenvalues_or_n_features) / k
     error = 2 * np.sqrt(ratio) + ratio
     if noise == "single":
@@ -267,7 +269,7 @@ class CalibrationReport:
 
     def __str__(self) -> str:
         lines = [
-            f"Calibration report: {self.noise} noise, {self.n_batches} batches of "
+            f"Calibration report: {self.noise}, {self.n_batches} batches of "
             f"{self.batch_size} rows, {self.n_features} features",
             f"  batches per feature    {self.batches_per_feature:.3g}",
             f"  effective rank         {self.effective_rank:.3g}",
@@ -317,9 +319,9 @@ def calibration_report(estimator: Any) -> CalibrationReport:
     """
     check_is_fitted(estimator)
     preconditioner = estimator._preconditioner
-    noise = estimator.noise
+    noise = f"{estimator.noise} noise"
     if estimator.correction_ != "none":
-        noise += f" ({estimator.correction_} correction)"
+        noise += f", {estimator.correction_} correction"
     return CalibrationReport(
         noise=noise,
         n_batches=estimator.n_batches_,

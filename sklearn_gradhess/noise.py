@@ -166,9 +166,7 @@ def draw_target_noise(
     elif distribution == "normal":
         noise = rng.standard_normal(shape)
     else:
-        raise ValueError(
-            f"distribution must be 'normal' or 'rademacher', got {distribution!r}."
-        )
+        raise ValueError(f"distribution must be 'normal' or 'rademacher', got {distribution!r}.")
     noise *= np.sqrt(variance)
     return noise
 

@@ -1,0 +1,197 @@
+"""What the gradients in memory tell: the fitted attributes, and whitening by them."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.linalg import eigh
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.covariance import ledoit_wolf_shrinkage, oas
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_gradhess._moments import centered_block, triangular_factor
+from sklearn_gradhess._preconditioner import factorize
+from sklearn_gradhess._schemes import GradientMemory
+from sklearn_gradhess._validation import check_features, refuse_foreign, refuse_overflow
+from sklearn_gradhess.diagnostics import expected_relative_error
+
+__all__ = ["FittedCovarianceMixin"]
+
+Array = npt.NDArray[np.float64]
+
+
+class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
+    """Fitted attributes of a memory of gradients, and the transformer that whitens by them.
+
+    The estimator keeps what is annotated here, and has the parameters of
+    `GradientCovarianceEstimator`.
+    """
+
+    _memory: GradientMemory
+    _inherent: float
+    _rng: np.random.Generator
+    _dtype: np.dtype[Any]
+    n_features_in_: int
+    batch_size_: int
+    noise: str
+    noise_scale: float
+    inherent_variance: float | str
+    correction: str
+    loss: str
+    shrinkage: float | str | None
+    whitening: Any
+    store_precision: bool
+
+    def _finalize(self) -> None:
+        memory = self._memory.settled(self._inherent)
+        estimate = memory.estimate(
+            correct=self.correction == "gaussian"
+            or (self.correction == "auto" and self.loss == "squared_error"),
+            inherent_variance=self._inherent,
+            includes_excess=self.inherent_variance == "estimate",
+        )
+        first = int(memory.has_intercept)
+        factor, location = estimate.factor, np.zeros(self.n_features_in_)
+        if first:
+            location, factor = centered_block(factor)
+        raw_factor = estimate.gradient_factor[:, first:]
+        rounding = np.finfo(self._dtype).eps * np.linalg.norm(estimate.factor[:, first:], axis=0)
+        factor = self._shrink(factor, memory, location)
+        self._preconditioner = factorize(factor, rounding=rounding)
+        with np.errstate(over="ignore"):
+            covariance = (factor.T @ factor).astype(self._dtype)
+        if not np.isfinite(covariance).all():
+            raise ValueError(
+                f"The covariance overflows {self._dtype}: the largest standard deviation of a "
+                f"feature is {np.linalg.norm(factor, axis=0).max():.3g}. Rescale X or pass float64."
+            )
+        self.covariance_ = covariance
+        self.precision_ = (
+            self._preconditioner.inverse().astype(self._dtype) if self.store_precision else None
+        )
+        self.location_ = location.astype(self._dtype)
+        self.gradient_covariance_ = (raw_factor.T @ raw_factor).astype(self._dtype)
+        self.mean_gradient_ = estimate.mean_gradient[first:].astype(self._dtype)
+        self.mean_intercept_gradient_ = float(estimate.mean_gradient[0]) if first else np.nan
+        self.excess_risk_ = estimate.excess_risk
+        self.correction_ = estimate.correction
+        self.n_batches_ = memory.n_batches
+        self.n_samples_seen_ = memory.n_samples
+
+    def _shrink(
+        self,
+        factor: Array,
+        memory: GradientMemory,
+        location: Array,
+    ) -> Array:
+        shrinkage = self.shrinkage
+        if isinstance(shrinkage, str):
+            rows = memory.kept_gradients(location)
+            shrinkage = (
+                ledoit_wolf_shrinkage(rows, assume_centered=True)
+                if shrinkage == "ledoit_wolf"
+                else oas(rows, assume_centered=True)[1]
+            )
+        self.shrinkage_ = float(shrinkage or 0.0)
+        if not self.shrinkage_:
+            return factor
+        d = factor.shape[1]
+        target = np.sqrt(self.shrinkage_ * np.sum(factor**2) / d)
+        return triangular_factor(
+            np.vstack([np.sqrt(1 - self.shrinkage_) * factor, target * np.eye(d)])
+        )
+
+    @property
+    def effective_rank_(self) -> float:
+        """Trace of `covariance_` over its largest eigenvalue."""
+        check_is_fitted(self)
+        covariance = self.covariance_.astype(np.float64)
+        d = len(covariance)
+        largest = eigh(covariance, eigvals_only=True, subset_by_index=[d - 1, d - 1])[0]
+        return float(np.trace(covariance) / largest) if largest > 0 else 0.0
+
+    @property
+    def expected_error_(self) -> float:
+        """Relative error of `covariance_` in operator norm, as theory expects it."""
+        check_is_fitted(self)
+        error = expected_relative_error(
+            self.effective_rank_,
+            self._memory.moments.n_gradients,
+            batch_size=self.batch_size_ * self.noise_scale,
+            excess_risk=0.0 if self.correction_ == "gaussian" else self.excess_risk_,
+            noise=self.noise,
+        )
+        return float(error)
+
+    def get_precision(self) -> npt.NDArray[np.floating]:
+        """Return the precision matrix.
+
+        Returns
+        -------
+        precision_ : ndarray of shape (n_features, n_features)
+            Inverse of `covariance_`; on its range, if it is singular.
+        """
+        check_is_fitted(self)
+        if self.precision_ is not None:
+            return self.precision_
+        return self._preconditioner.inverse().astype(self._dtype)
+
+    def transform(self, X: Any) -> npt.NDArray[np.floating]:
+        """Whiten: subtract `location_` and give the features the identity covariance.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            Features.
+
+        Returns
+        -------
+        X_white : ndarray of shape (n_samples, n_features)
+            Whitened features. Singular directions come out as zeros.
+        """
+        check_is_fitted(self)
+        X = check_features(self, X, reset=False)
+        whiten = self._preconditioner.whitening(self.whitening)[0].astype(X.dtype)
+        with np.errstate(all="ignore"):
+            if sparse.issparse(X):
+                Z = X @ whiten - self.location_.astype(X.dtype) @ whiten
+            else:
+                Z = (X - self.location_.astype(X.dtype)) @ whiten
+        refuse_overflow(Z, X, estimator_name=type(self).__name__)
+        return Z
+
+    def inverse_transform(self, X: Any) -> npt.NDArray[np.floating]:
+        """Undo `transform`, up to singular directions, which stay at the location.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Whitened features.
+
+        Returns
+        -------
+        X_original : ndarray of shape (n_samples, n_features)
+            Features in their own units.
+        """
+        check_is_fitted(self)
+        refuse_foreign(X=X)
+        X = check_array(X, dtype=[np.float64, np.float32], input_name="X")
+        if X.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {X.shape[1]} whitened features, but this estimator makes "
+                f"{self.n_features_in_}."
+            )
+        unwhiten = self._preconditioner.whitening(self.whitening)[1].astype(X.dtype)
+        return X @ unwhiten + self.location_.astype(X.dtype)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_features_in_
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
