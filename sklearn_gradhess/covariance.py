@@ -101,7 +101,7 @@ def gradient_covariance(
     --------
     >>> import numpy as np
     >>> from sklearn_gradhess.covariance import gradient_covariance
-    >>> X = np.random.default_rng(0).standard_normal((2000, 3)) * [1, 10, 100]
+    >>> X = np.random.default_rng(0).standard_normal((40_000, 3)) * [1, 10, 100]
     >>> covariance, _ = gradient_covariance(X, batch_size=4, random_state=0)
     >>> (covariance / np.cov(X.T)).diagonal().round(1)
     array([1. , 1. , 1.])
@@ -361,7 +361,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             If X or y is a dask collection or a tensor.
         """
         with unchanged_on_error(self):
-            vars(self).pop("_memory", None)
+            self.__dict__.pop("_memory", None)
             self._see_data(X, y, sample_weight, coef, intercept, whole=True)
             for failure in failures(self):
                 if failure.visible_in_fit:

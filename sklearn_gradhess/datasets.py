@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.signal import lfilter
 from sklearn.utils import Bunch
 
 from sklearn_gradhess.noise import as_generator
@@ -45,8 +46,8 @@ def make_hessian_regression(
             default="gaussian"
         Law of the features. "gaussian": Gaussian, randomly rotated. "rademacher": independent signs
         of falling scale, the known case where no calibration is needed. "student_t": Student's t
-        with 5 degrees of freedom, elliptical, rotated: heavy tails. "correlated": Gaussian, rotated,
-        with autocorrelation 0.9 from row to row, so the rows are not independent. "one_hot":
+        with 5 degrees of freedom, elliptical, rotated: heavy tails. "correlated": Gaussian,
+        rotated, with autocorrelation 0.9 from row to row, so rows are not independent. "one_hot":
         indicators of one categorical variable of n_features + 1 levels, the first one dropped.
     random_state : int, RandomState instance, Generator or None, default=None
         Source of randomness.
@@ -121,7 +122,6 @@ def _rows(rng: np.random.Generator, n: int, d: int, distribution: str) -> Array:
         scale = rng.chisquare(_STUDENT_DF, size=(n, 1)) / (_STUDENT_DF - 2)
         rows /= np.sqrt(scale)
     elif distribution == "correlated":
-        innovation = np.sqrt(1 - _AUTOCORRELATION**2)
-        for i in range(1, n):
-            rows[i] = _AUTOCORRELATION * rows[i - 1] + innovation * rows[i]
+        rows[1:] *= np.sqrt(1 - _AUTOCORRELATION**2)  # the first row is stationary already
+        rows = lfilter([1.0], [1.0, -_AUTOCORRELATION], rows, axis=0)
     return rows
