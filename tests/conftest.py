@@ -1,0 +1,20 @@
+import os
+
+import hypothesis
+import pytest
+
+# Deterministic and without deadlines: a slow machine is no failure
+hypothesis.settings.register_profile(
+    "repository", deadline=None, derandomize=True, max_examples=40, print_blob=True
+)
+hypothesis.settings.register_profile(
+    "thorough", deadline=None, derandomize=False, max_examples=1000, print_blob=True
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repository"))
+
+
+@pytest.fixture
+def rng():
+    import numpy as np
+
+    return np.random.default_rng(20260118)
