@@ -104,7 +104,7 @@ def gradient_covariance(
     >>> X = np.random.default_rng(0).standard_normal((40_000, 3)) * [1, 10, 100]
     >>> covariance, _ = gradient_covariance(X, batch_size=4, random_state=0)
     >>> (covariance / np.cov(X.T)).diagonal().round(1)
-    array([1. , 1. , 1.])
+    array([1., 1., 1.])
     """
     estimator = GradientCovarianceEstimator(
         batch_size=batch_size,
