@@ -30,8 +30,9 @@ def triangular_factor(rows: Array) -> Array:
             gram = rows.T @ rows
         scale = np.sqrt(np.diag(gram))
         if np.isfinite(gram).all() and scale.all():
-            factor, info = lapack.dpotrf(gram / scale / scale[:, None])
-            if not info and lapack.dtrcon(factor)[0] > 5e-3:
+            correlation = gram / scale / scale[:, None]
+            factor, info = lapack.dpotrf(correlation)
+            if not info and lapack.dpocon(factor, np.linalg.norm(correlation, 1))[0] > 2e-5:
                 return factor * scale
     factor = np.zeros((d, d))
     if k:

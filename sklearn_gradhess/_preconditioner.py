@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import lapack, solve_triangular, svd
+from scipy.linalg import lapack, solve_triangular
 
 __all__ = ["Preconditioner", "factorize"]
 
@@ -54,12 +54,12 @@ class Preconditioner:
         """Ratio of the extreme kept eigenvalues, with every feature scaled to unit variance."""
         if not self.rank:
             return 1.0
-        s = svd(self.root / _norms(self.root), compute_uv=False, check_finite=False)
+        s = np.linalg.svd(self.root / _norms(self.root), compute_uv=False)
         return float((s[0] / s[-1]) ** 2)
 
     @cached_property
     def _svd(self) -> tuple[Array, Array]:
-        _, s, vt = svd(self.root, full_matrices=False, check_finite=False)
+        _, s, vt = np.linalg.svd(self.root, full_matrices=False)
         # Signs as in scikit-learn's PCA: the largest entry of every component is positive
         vt *= np.sign(vt[np.arange(self.rank), np.argmax(np.abs(vt), axis=1)])[:, None]
         return s, vt
@@ -155,12 +155,13 @@ def factorize(
     noise = np.finfo(np.float64).eps * norms if rounding is None else rounding
     noise = d * noise / norms
     constant = (noise >= 1) | ~factor.any(axis=0)
-    # Cheap test first: the 1-norm condition estimate proves full rank when it is far from noise.
+    # Cheap test first: the condition number in the 1-norm proves full rank when far from the noise.
     scaled = factor / norms
-    rcond, _ = lapack.dtrcon(scaled, norm="1")
-    if rcond > 10 * d * noise.max():
+    inverse, info = lapack.dtrtri(scaled)
+    condition = np.linalg.norm(scaled, 1) * np.linalg.norm(inverse, 1)
+    if not info and condition * 10 * d * noise.max() < 1:
         return Preconditioner(factor, damping, constant)
-    _, s, vt = svd(scaled, check_finite=False)
+    _, s, vt = np.linalg.svd(scaled)
     kept = s > np.maximum(np.sqrt(vt**2 @ noise**2), d * np.finfo(np.float64).eps * s[0])
     if kept.all():
         return Preconditioner(factor, damping, constant)
