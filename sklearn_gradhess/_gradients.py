@@ -267,7 +267,7 @@ def batch_sums(
             rows = np.flatnonzero((batch >= start) & (batch < start + k))
         # Row r of the result: coefficient j of batch b at r = b m + j, the groups after all those
         where, c = batch[rows], values[rows]
-        target = np.empty(c.shape, dtype=np.int64)
+        target = np.empty(c.shape, dtype=np.int32 if c.size < 2**31 else np.int64)
         target[:, :m] = (where - start)[:, None] * m + np.arange(m)
         if n_groups:
             target[:, m] = k * m + where % n_groups
@@ -285,7 +285,7 @@ def batch_sums(
 def _reshaped_product(
     X: Array,
     values: Array,
-    target: npt.NDArray[np.int64],
+    target: npt.NDArray[np.integer],
     n_out: int,
     batch_size: int,
     batch: npt.NDArray[np.int32],
@@ -316,18 +316,18 @@ def _sparse_product(
     X: Any,
     rows: slice | npt.NDArray[np.intp],
     values: Array,
-    target: npt.NDArray[np.int64],
+    target: npt.NDArray[np.integer],
     n_out: int,
     n_threads: int,
 ) -> Array:
     """Add ``values[i, j] X[rows[i]]`` to row ``target[i, j]`` of the result."""
     if isinstance(rows, slice):
         X = X[rows]
-        entries = np.full(X.shape[0], values.shape[1])
+        indptr = np.arange(0, target.size + 1, values.shape[1], dtype=target.dtype)
     else:
-        entries = np.zeros(X.shape[0], dtype=np.int64)
-        entries[rows] = values.shape[1]
-    indptr = np.concatenate([[0], np.cumsum(entries)])
+        indptr = np.zeros(X.shape[0] + 1, dtype=target.dtype)
+        indptr[rows + 1] = values.shape[1]
+        np.cumsum(indptr, out=indptr)
     scatter = sparse.csc_matrix(
         (values.ravel(), target.ravel(), indptr), shape=(n_out, X.shape[0]), copy=False
     )
