@@ -111,6 +111,15 @@ class GradientMemory:
         """Rows in the pending batch."""
         return self.pending[2] if self.pending else 0
 
+    def check_noise(self, noise: str, noise_scale: float) -> None:
+        """Raise ValueError if the gradients to come have another law than those seen."""
+        if (noise, noise_scale) != (self.noise, self.noise_scale):
+            raise ValueError(
+                f"noise={noise!r} with noise_scale={noise_scale:g}, but the gradients seen before "
+                f"had noise={self.noise!r} with noise_scale={self.noise_scale:g}. Use fit to "
+                "start afresh."
+            )
+
     def add_sums(
         self,
         runs: Iterable[tuple[int, Array, Array]],
@@ -254,7 +263,11 @@ class GradientMemory:
 
     def kept_gradients(self, location: Array) -> Array:
         """Return the gradients of the centred features, about their mean and of equal weight."""
-        assert self.kept is not None
+        if self.kept is None:
+            raise ValueError(
+                "shrinkage='ledoit_wolf' and 'oas' need the gradients seen before, which were not "
+                "kept. Set shrinkage before the first fit, or use fit to start afresh."
+            )
         w = np.concatenate([w for _, w in self.kept])
         rows = np.concatenate([g for g, _ in self.kept])
         if self.moments.centered:

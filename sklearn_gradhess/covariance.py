@@ -478,6 +478,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             ("batch_size_", self.batch_size_, other.batch_size_),
             *((name, getattr(self, name), getattr(other, name)) for name in _IDENTITY),
             ("has_intercept", self._memory.has_intercept, other._memory.has_intercept),
+            ("kept gradients", self._memory.kept is not None, other._memory.kept is not None),
         ):
             if a != b:
                 raise ValueError(
@@ -505,6 +506,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         if memory is None:
             self.batch_size_ = choose_batch_size(self.batch_size, n, d, noise=self.noise)
             memory = self._start(d, has_intercept=not self.assume_centered)
+        memory.check_noise(self.noise, self.noise_scale)
         if whole and self.batch_size_ > n:
             raise ValueError(
                 f"batch_size={self.batch_size_} exceeds n_samples={n}: not one batch is complete. "
@@ -520,7 +522,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             self._inherent = inherent_noise(
                 self.inherent_variance, gradient, curvature, sample_weight, noise=self.noise
             )
-            self._check_calibration()
+            self._calibrate()
             coefficients = row_coefficients(
                 gradient,
                 curvature,
@@ -573,8 +575,9 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             self._inherent = inherent_noise(
                 self.inherent_variance, None, None, None, noise=self.noise
             )
-            self._check_calibration()
+            self._calibrate()
             memory = self._start(d, has_intercept=has_intercept and not self.assume_centered)
+        memory.check_noise(self.noise, self.noise_scale)
         if d != self.n_features_in_:
             raise ValueError(
                 f"gradients has {gradients.shape[1]} columns with has_intercept={has_intercept}, "
@@ -613,7 +616,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             keep=isinstance(self.shrinkage, str),
         )
 
-    def _check_calibration(self) -> None:
+    def _calibrate(self) -> None:
         self.noise_variance_ = 0.0
         if self.noise != "none":
             self.noise_variance_ = calibrated_variance(
