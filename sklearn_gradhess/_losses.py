@@ -2,17 +2,25 @@
 
 The convention is scikit-learn's: ``raw_prediction`` is what the linear predictor returns, before
 the inverse link, and the squared loss carries the factor one half, so that its Hessian is the data
-covariance (MATH section 1). Every method is elementwise, keeps the dtype and stays finite for any
-finite raw prediction.
+covariance (MATH section 1). Every method keeps the dtype and is safe at raw predictions far beyond
++-1e3, until their square overflows.
 """
 
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, xlogy
+from scipy.special import expit, logsumexp, softmax, xlogy
 
-__all__ = ["HuberLoss", "LogisticLoss", "Loss", "PoissonLoss", "SquaredLoss", "make_loss"]
+__all__ = [
+    "HuberLoss",
+    "LogisticLoss",
+    "Loss",
+    "MultinomialLoss",
+    "PoissonLoss",
+    "SquaredLoss",
+    "make_loss",
+]
 
 Array = npt.NDArray[np.floating]
 
@@ -173,3 +181,35 @@ def make_loss(name: str, *, epsilon: float = 1.35) -> Loss:
     if name not in simple:
         raise ValueError(f"Unknown loss {name!r}; known are {sorted([*simple, 'huber'])}.")
     return simple[name]()
+
+
+class MultinomialLoss:
+    """Multinomial log loss with symmetric softmax link; targets are one-hot rows.
+
+    Unlike the other losses it couples the columns of the raw prediction: `value` has one entry a
+    row, `curvature` is the diagonal of the row's Hessian ``diag(p) - p p'``, and
+    `hessian_product` multiplies by the whole of it.
+    """
+
+    name = "multinomial"
+
+    def check_y(self, y: Array) -> None:
+        """Accept one-hot rows, which the classifier makes itself."""
+
+    def value(self, y: Array, raw_prediction: Array) -> Array:
+        """Negative log likelihood of each row."""
+        return logsumexp(raw_prediction, axis=1) - np.sum(y * raw_prediction, axis=1)
+
+    def gradient(self, y: Array, raw_prediction: Array) -> Array:
+        """Probabilities minus targets."""
+        return softmax(raw_prediction, axis=1) - y
+
+    def curvature(self, y: Array, raw_prediction: Array) -> Array:
+        """Diagonal of the Hessian, p (1 - p)."""
+        p = softmax(raw_prediction, axis=1)
+        return p * (1 - p)
+
+    def hessian_product(self, y: Array, raw_prediction: Array, direction: Array) -> Array:
+        """Row Hessian times a direction in the raw prediction."""
+        p = softmax(raw_prediction, axis=1)
+        return p * (direction - np.sum(p * direction, axis=1, keepdims=True))

@@ -29,7 +29,7 @@ def triangular_factor(rows: Array) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
             gram = rows.T @ rows
         scale = np.sqrt(np.diag(gram))
-        if np.isfinite(gram).all() and scale.all():
+        if np.isfinite(gram).all() and np.all(scale > 1e-145):
             correlation = gram / scale / scale[:, None]
             factor, info = lapack.dpotrf(correlation)
             if not info and lapack.dpocon(factor, np.linalg.norm(correlation, 1))[0] > 2e-5:
@@ -119,8 +119,6 @@ class GradientMoments:
 
     def _stack(self, other: "GradientMoments") -> "GradientMoments":
         # `other` may carry any factor of its second moment, square or tall.
-        if not self.weight and not other.weight:
-            return self
         weight = self.weight + other.weight
         rows = [other.factor]
         if self.weight:
@@ -204,8 +202,9 @@ def remove_nuisance(
 
     Returns
     -------
-    factor : ndarray of shape (d, d)
-        Upper triangular factor of the second moment Omega.
+    factor : ndarray of shape (p, p)
+        Upper triangular factor of the second moment Omega; with an intercept and a mean residual
+        the first row is short by the last term above, the centred block and the location are not.
     excess_risk : float
         m^2, with Hotelling's small-sample bias removed (MATH section 5.1).
 
@@ -236,8 +235,6 @@ def remove_nuisance(
         excess_risk = intercept_error2 + n * q * total_scale
         divisor = total_scale
     else:
-        if q >= 1:
-            return None
         excess_risk = (intercept_error2 + n * q * total_scale) / (1 - q)
         divisor = total_scale + excess_risk / n
     return downdated / np.sqrt(divisor), float(excess_risk)

@@ -151,12 +151,15 @@ def factorize(
         factor = np.concatenate([factor, np.sqrt(damping) * np.eye(d)])
     if factor.shape[0] != d or np.any(np.tril(factor, -1)) or np.any(np.diag(factor) < 0):
         factor = _triangular(factor)
+        factor = np.pad(factor, ((0, d - len(factor)), (0, 0)))
     norms = _norms(factor)
     noise = np.finfo(np.float64).eps * norms if rounding is None else rounding
     noise = d * noise / norms
     constant = (noise >= 1) | ~factor.any(axis=0)
     # Cheap test first: the condition number in the 1-norm proves full rank when far from the noise.
-    scaled = factor / norms
+    # A constant feature's column is rounding error; at unit length it would taint its neighbours
+    scaled = np.where(constant, 0.0, factor / norms)
+    noise = np.where(constant, 0.0, noise)
     inverse, info = lapack.dtrtri(scaled)
     condition = np.linalg.norm(scaled, 1) * np.linalg.norm(inverse, 1)
     if not info and condition * 10 * d * noise.max() < 1:
@@ -175,5 +178,7 @@ def _triangular(root: Array) -> Array:
 
 
 def _norms(factor: Array) -> Array:
-    norms = np.sqrt(np.sum(factor**2, axis=0))
+    largest = np.max(np.abs(factor), axis=0, initial=0.0)
+    largest = np.where(largest > 0, largest, 1.0)
+    norms = largest * np.sqrt(np.sum((factor / largest) ** 2, axis=0))
     return np.where(norms > 0, norms, 1.0)

@@ -219,6 +219,16 @@ class GradientMemory:
             kept=self.kept if self.kept is None else (*self.kept, (gradients, w)),
         )
 
+    def with_factor(self, factor: Array, *, n_batches: int, n_samples: int) -> "GradientMemory":
+        """Return the memory of half differences whose second moment has this factor."""
+        moments = replace(
+            self.moments,
+            factor=factor * np.sqrt(n_samples),
+            weight=float(n_samples),
+            n_gradients=n_batches,
+        )
+        return replace(self, moments=moments, n_batches=n_batches, n_samples=n_samples)
+
     def settled(self, inherent_variance: float) -> "GradientMemory":
         """Return the memory with the pending batch counted as the small batch that it is."""
         if not self.pending:

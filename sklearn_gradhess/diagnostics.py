@@ -78,9 +78,13 @@ def required_batches(
     array([ 396, 8396])
     """
     rank = _effective_rank(eigenvalues_or_n_features)
+    error = _check_error(relative_error)
     # with t = sqrt(r/k) the inequality is (1 + t)^2 <= 1 + eps
-    t = np.sqrt(1 + _check_error(relative_error)) - 1
-    batches = np.ceil(rank / t**2).astype(np.int64)
+    t = error / (1 + np.sqrt(1 + error))
+    batches = np.ceil(rank / t**2)
+    less = np.maximum(batches - 1, 1)  # rounding may lift the quotient past a whole number
+    batches = np.where(2 * np.sqrt(rank / less) + rank / less <= error, less, batches)
+    batches = batches.astype(np.int64)
     return int(batches) if batches.ndim == 0 else batches
 
 
@@ -129,6 +133,8 @@ def required_batch_size(
             "batch size is large enough."
         )
     risk = _check_risk(excess_risk)
+    if not np.all(np.isfinite(risk)):
+        raise ValueError(f"excess_risk must be finite, got {excess_risk!r}.")
     ratio = np.ceil(2 * risk / _check_error(relative_error))
     size = np.maximum(ratio if noise == "single" else np.ones_like(ratio), 1).astype(np.int64)
     return int(size) if size.ndim == 0 else size
@@ -424,7 +430,7 @@ def _far_from_optimum(estimator: Any) -> Failure | None:
         f"The excess risk {estimator.excess_risk_:.3g} is not small against the batch size {n}: "
         f"covariance_ is up to {bias:.0%} too large.",
         f"{ways}, or, for Gaussian features, correction='gaussian'.",
-        visible_in_fit=bias > 0.5,
+        visible_in_fit=bool(bias > 0.5),
     )
 
 
@@ -450,7 +456,7 @@ def _mismatch(estimator: Any) -> Failure | None:
         f"The intercept's gradient shows a total target noise of {ratio * total:.3g}, not the "
         f"calibrated {total:.3g}: covariance_ is off by the factor {ratio:.3g}.",
         way_out,
-        visible_in_fit=abs(np.log(ratio)) > np.log(1.5),
+        visible_in_fit=bool(abs(np.log(ratio)) > np.log(1.5)),
     )
 
 
