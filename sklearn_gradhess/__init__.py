@@ -8,6 +8,16 @@ datasets       regressions whose Hessian is known
 
 from sklearn_gradhess.covariance import GradientCovarianceEstimator, gradient_covariance
 from sklearn_gradhess.exceptions import CalibrationWarning
+from sklearn_gradhess.linear_model import (
+    PreconditionedSGDClassifier,
+    PreconditionedSGDRegressor,
+)
 
-__all__ = ["CalibrationWarning", "GradientCovarianceEstimator", "gradient_covariance"]
+__all__ = [
+    "CalibrationWarning",
+    "GradientCovarianceEstimator",
+    "PreconditionedSGDClassifier",
+    "PreconditionedSGDRegressor",
+    "gradient_covariance",
+]
 __version__ = "0.1.0"

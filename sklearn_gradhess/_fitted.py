@@ -45,6 +45,7 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     whitening: Any
     store_precision: bool
 
+    @np.errstate(all="ignore")  # an overflow is looked for, and said
     def _finalize(self) -> None:
         memory = self._memory.settled(self._inherent)
         estimate = memory.estimate(
@@ -59,18 +60,21 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         if first:
             location, factor = centered_block(factor)
         raw_factor = estimate.gradient_factor[:, first:]
-        # 16 covers what is left of a constant column after the QR, measured up to 400,000 rows
-        rounding = 16 * np.finfo(self._dtype).eps
+        # Features are rounded in their own precision; sums of k rows then add sqrt(k) of float64's
+        k = memory.moments.n_gradients
+        rounding = 16 * np.finfo(self._dtype).eps + 2 * np.sqrt(k) * np.finfo(np.float64).eps
         rounding = rounding * np.linalg.norm(estimate.factor[:, first:], axis=0)
         factor = self._shrink(factor, memory, location)
-        self._preconditioner = factorize(factor, rounding=rounding)
-        with np.errstate(over="ignore"):
-            covariance = (factor.T @ factor).astype(self._dtype)
+        covariance = (factor.T @ factor).astype(self._dtype)
         if not np.isfinite(covariance).all():
+            scale = np.abs(factor).max()
+            largest = scale * np.linalg.norm(factor / scale, axis=0).max()
             raise ValueError(
                 f"The covariance overflows {self._dtype}: the largest standard deviation of a "
-                f"feature is {np.linalg.norm(factor, axis=0).max():.3g}. Rescale X or pass float64."
+                f"feature is {largest:.3g}. Rescale X"
+                + (" or pass float64." if self._dtype == np.float32 else ".")
             )
+        self._preconditioner = factorize(factor, rounding=rounding)
         self.covariance_ = covariance
         self.precision_ = (
             self._preconditioner.inverse().astype(self._dtype) if self.store_precision else None
@@ -101,11 +105,12 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         shrinkage = self.shrinkage
         if isinstance(shrinkage, str):
             rows = memory.kept_gradients(location)
-            shrinkage = (
-                ledoit_wolf_shrinkage(rows, assume_centered=True)
-                if shrinkage == "ledoit_wolf"
-                else oas(rows, assume_centered=True)[1]
-            )
+            if len(rows) < 2:
+                shrinkage = 1.0  # one gradient tells no direction from another
+            elif shrinkage == "ledoit_wolf":
+                shrinkage = ledoit_wolf_shrinkage(rows, assume_centered=True)
+            else:
+                shrinkage = oas(rows, assume_centered=True)[1]
         self.shrinkage_ = float(shrinkage or 0.0)
         if not self.shrinkage_:
             return factor
@@ -128,11 +133,15 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     def expected_error_(self) -> float:
         """Relative error of `covariance_` in operator norm, as theory expects it."""
         check_is_fitted(self)
-        if not self.effective_rank_:
+        rank, k = self.effective_rank_, self._memory.moments.n_gradients
+        if not rank:
             return np.nan
+        # Sampling stretches the largest eigenvalue by about (1 + sqrt(r/k))^2, so the rank of the
+        # estimate is too small; undone to first order.
+        rank /= max(1 - np.sqrt(rank / k), 0.1) ** 2
         error = expected_relative_error(
-            self.effective_rank_,
-            self._memory.moments.n_gradients,
+            rank,
+            k,
             batch_size=self.batch_size_ * self.noise_scale,
             excess_risk=0.0 if self.correction_ == "gaussian" else self.excess_risk_,
             noise=self.noise,
@@ -188,6 +197,11 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         -------
         X_original : ndarray of shape (n_samples, n_features)
             Features in their own units.
+
+        Raises
+        ------
+        ValueError
+            If X is not finite or has another width than `transform` makes.
         """
         check_is_fitted(self)
         refuse_foreign(X=X)

@@ -38,7 +38,7 @@ __all__ = [
 _SMALL = 2e8
 # The sums of one sweep stay below this share of X, or below this many bytes if that is more.
 _SHARE = 1 / 32
-_BYTES = 2**22
+_BYTES = 2**24
 # Columns of a Fortran-ordered array that are turned into C order at a time: one cache line.
 _COLUMNS = 8
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logsumexp, softmax, xlogy
+from scipy.special import expit, logit, logsumexp, softmax, xlogy
 
 __all__ = [
     "HuberLoss",
@@ -42,6 +42,9 @@ class Loss(Protocol):
     def curvature(self, y: Array, raw_prediction: Array) -> Array:
         """Second derivative of each row's loss with respect to its raw prediction, >= 0."""
 
+    def link(self, mean: Array) -> Array:
+        """Raw prediction that fits a mean target, near enough to start from; finite."""
+
 
 class SquaredLoss:
     """Half squared error, ``(raw_prediction - y)^2 / 2``."""
@@ -62,6 +65,10 @@ class SquaredLoss:
     def curvature(self, y: Array, raw_prediction: Array) -> Array:
         """One."""
         return np.ones_like(raw_prediction)
+
+    def link(self, mean: Array) -> Array:
+        """Identity."""
+        return mean
 
 
 class HuberLoss:
@@ -96,6 +103,10 @@ class HuberLoss:
         inside = np.abs(raw_prediction - y) <= self.epsilon
         return inside.astype(raw_prediction.dtype)
 
+    def link(self, mean: Array) -> Array:
+        """Identity."""
+        return mean
+
 
 class LogisticLoss:
     """Binomial log loss with logit link, targets in [0, 1].
@@ -129,6 +140,10 @@ class LogisticLoss:
     def curvature(self, y: Array, raw_prediction: Array) -> Array:
         """Variance of the class, p (1 - p)."""
         return expit(raw_prediction) * expit(-raw_prediction)
+
+    def link(self, mean: Array) -> Array:
+        """Log odds, bounded."""
+        return logit(np.clip(mean, 1e-6, 1 - 1e-6))
 
 
 class PoissonLoss:
@@ -170,6 +185,10 @@ class PoissonLoss:
         """Mean, which for the Poisson distribution is the variance."""
         return self._safe_exp(raw_prediction)[0]
 
+    def link(self, mean: Array) -> Array:
+        """Logarithm, bounded."""
+        return np.log(np.maximum(mean, 1e-6))
+
 
 def make_loss(name: str, *, epsilon: float = 1.35) -> Loss:
     """Return the loss of this name; `epsilon` belongs to "huber" alone."""
@@ -208,6 +227,11 @@ class MultinomialLoss:
         """Diagonal of the Hessian, p (1 - p)."""
         p = softmax(raw_prediction, axis=1)
         return p * (1 - p)
+
+    def link(self, mean: Array) -> Array:
+        """Centred logarithms of the class frequencies, bounded."""
+        raw = np.log(np.maximum(mean, 1e-6))
+        return raw - raw.mean()
 
     def hessian_product(self, y: Array, raw_prediction: Array, direction: Array) -> Array:
         """Row Hessian times a direction in the raw prediction."""

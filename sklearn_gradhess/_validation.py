@@ -1,7 +1,7 @@
 """Shared checks, and the one place that imports what scikit-learn keeps private."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,20 @@ from sklearn.utils._openmp_helpers import _openmp_effective_n_threads as effecti
 from sklearn.utils._param_validation import Hidden, Interval, Options, StrOptions
 from sklearn.utils.validation import _check_sample_weight, assert_all_finite, validate_data
 
+try:
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ImportError:  # scikit-learn before 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Stand-in where scikit-learn has no callbacks."""
+
+    def with_callbacks(method: Any) -> Any:
+        """Return the method as it is."""
+        return method
+
+
 __all__ = [
+    "CallbackSupportMixin",
     "Hidden",
     "Interval",
     "Options",
@@ -28,6 +41,7 @@ __all__ = [
     "refuse_foreign",
     "refuse_overflow",
     "unchanged_on_error",
+    "with_callbacks",
 ]
 
 # Collections whose conversion to NumPy would load or move everything without being asked to.
@@ -92,7 +106,11 @@ def check_target(y: Any, n_samples: int, *, optional: bool) -> npt.NDArray[np.fl
         return None
     if optional:
         values = np.asarray(y)
-        if values.dtype.kind in "OUS" or (values.ndim == 2 and values.shape[1] > 1):
+        if values.dtype.kind == "O":
+            with suppress(TypeError, ValueError):
+                y = values = values.astype(np.float64)
+        if values.dtype.kind in "OSTU" or (values.ndim == 2 and values.shape[1] > 1):
+            _check_length(len(values), n_samples)
             return None
     y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
     if y.ndim == 2 and y.shape[1] == 1:
@@ -102,11 +120,15 @@ def check_target(y: Any, n_samples: int, *, optional: bool) -> npt.NDArray[np.fl
             f"y must be a vector, got shape {y.shape}. One gradient belongs to one target: fit one "
             "estimator a column, or pass y=None with noise='antithetic'."
         )
-    if len(y) != n_samples:
-        raise ValueError(
-            f"X and y have inconsistent numbers of samples: {n_samples} rows against {len(y)}."
-        )
+    _check_length(len(y), n_samples)
     return y
+
+
+def _check_length(n_targets: int, n_samples: int) -> None:
+    if n_targets != n_samples:
+        raise ValueError(
+            f"X and y have inconsistent numbers of samples: {n_samples} rows against {n_targets}."
+        )
 
 
 def check_coef(coef: Any, intercept: Any, n_features: int) -> tuple[Any, float]:
@@ -156,7 +178,7 @@ def check_gradients(
     dtype : dtype
         Of the gradients as they were passed, float32 or float64.
     """
-    refuse_foreign(gradients=gradients, antithetic=antithetic)
+    refuse_foreign(gradients=gradients, antithetic=antithetic, loss_curvature=loss_curvature)
     if noise == "antithetic" and antithetic is None:
         raise ValueError(
             "noise='antithetic' needs two gradients a batch: those at targets y + xi and, as "
@@ -193,9 +215,10 @@ def check_gradients(
     if loss_curvature is not None:
         v = np.asarray(loss_curvature, dtype=np.float64)
         if v.shape not in ((), (len(gradients),)) or not np.all((v >= 0) & np.isfinite(v)):
+            worst = v.min() if v.size else np.nan
             raise ValueError(
                 f"loss_curvature must be one finite number >= 0 or one for each of the "
-                f"{len(gradients)} batches, got shape {v.shape} and a minimum of {v.min():g}."
+                f"{len(gradients)} batches, got shape {v.shape} and a minimum of {worst:g}."
             )
         half = 0.5 * (antithetic - gradients) * np.sqrt(v).reshape(-1, 1)
         clean = 0.5 * (antithetic + gradients)
@@ -210,9 +233,15 @@ def unchanged_on_error(estimator: Any) -> Iterator[None]:
     Fitted state must be replaced, never changed in place, for this to hold.
     """
     before = vars(estimator).copy()
+    # A generator of the caller's is the one thing that is changed in place
+    source = getattr(estimator, "random_state", None)
+    stream = getattr(source, "bit_generator", getattr(source, "_bit_generator", None))
+    state = None if stream is None else stream.state
     try:
         yield
     except BaseException:
+        if stream is not None:
+            stream.state = state
         vars(estimator).clear()
         vars(estimator).update(before)
         raise

@@ -163,8 +163,9 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     noise_distribution : {"rademacher", "normal"}, default="rademacher"
         Law of the noise that `fit` draws.
     correction : {"auto", "gaussian", "none"}, default="auto"
-        Single noise only: remove the nuisance by a formula that is exact for Gaussian features,
-        and wrong for heavy tails or plus-minus-one features. "auto": for the squared loss.
+        Single noise, or none but a known inherent one: remove the nuisance by a formula that is
+        exact for Gaussian features, and wrong for heavy tails or plus-minus-one features. "auto":
+        for the squared loss.
     loss : {"squared_error", "log_loss", "poisson", "huber"}, default="squared_error"
         Loss whose Hessian at `coef` is wanted, with log link for "poisson" and targets in [0, 1]
         for "log_loss". Noise is calibrated to its curvature. Beyond the squared loss,
@@ -210,7 +211,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         Mean gradient of the intercept; NaN without one.
     excess_risk_ : float
         m^2 = u' Hessian u, u the error of `coef` and `intercept`: twice the loss to be gained.
-        NaN where too few gradients, or clean ones, do not tell.
+        NaN where the gradients are too few, or uncalibrated.
     correction_ : {"gaussian", "none"}
         Correction that was applied.
     batch_size_ : int
@@ -453,7 +454,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         """Take in what another estimator has seen, as if this one had seen it too.
 
         Associative and commutative up to rounding. A batch that waits for more rows, on either
-        side, is closed as the smaller batch that it is.
+        side, is closed as the smaller batch that it is; `excess_risk_`, which compares groups of
+        batches, groups them part by part.
 
         Parameters
         ----------
@@ -503,21 +505,20 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         n, d = X.shape
         coef, intercept = check_coef(coef, intercept, d)
         sample_weight = check_weights(sample_weight, X)
+        y = check_target(y, n, optional=self.noise == "antithetic" and self.loss == "squared_error")
         if memory is None:
             self.batch_size_ = choose_batch_size(self.batch_size, n, d, noise=self.noise)
-            memory = self._start(d, has_intercept=not self.assume_centered)
-        memory.check_noise(self.noise, self.noise_scale)
         if whole and self.batch_size_ > n:
             raise ValueError(
                 f"batch_size={self.batch_size_} exceeds n_samples={n}: not one batch is complete. "
                 "Use a smaller batch_size, or partial_fit, which waits for more rows."
             )
+        if memory is None:
+            memory = self._start(d, has_intercept=not self.assume_centered)
+        memory.check_noise(self.noise, self.noise_scale)
         rng = copy.deepcopy(self._rng)
         with np.errstate(all="ignore"):  # what is not finite shows in the sums
             loss = make_loss(self.loss, epsilon=self.epsilon)
-            y = check_target(
-                y, n, optional=self.noise == "antithetic" and self.loss == "squared_error"
-            )
             gradient, curvature = derivatives(X, y, loss, coef, intercept)
             self._inherent = inherent_noise(
                 self.inherent_variance, gradient, curvature, sample_weight, noise=self.noise
@@ -568,10 +569,11 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             gradients, antithetic, curvature, noise=self.noise, has_intercept=has_intercept
         )
         d = gradients.shape[1] - has_intercept
+        batch_size = check_scalar(batch_size, "batch_size", Integral, min_val=1)
         memory = getattr(self, "_memory", None)
         if memory is None:
             self.n_features_in_ = d
-            self.batch_size_ = check_scalar(batch_size, "batch_size", Integral, min_val=1)
+            self.batch_size_ = batch_size
             self._inherent = inherent_noise(
                 self.inherent_variance, None, None, None, noise=self.noise
             )
@@ -607,7 +609,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         seed = self.random_state
         if not isinstance(seed, Integral):  # a stream of our own, so that a failed call can go back
             seed = int(as_generator(seed).integers(2**63))
-        self._rng = np.random.default_rng(int(seed))
+        # Data made with the same seed must not share its numbers with the noise
+        self._rng = np.random.default_rng([int(seed), *b"gradhess"])
         return GradientMemory.empty(
             d + has_intercept,
             noise=self.noise,
@@ -663,6 +666,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         score : float
             Mean log-likelihood of a row, under `location_` and `covariance_`.
         """
+        check_is_fitted(self)
         return super().score(X_test, y)
 
     @available_if(_covariance_of_features)
@@ -679,4 +683,5 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         distances : ndarray of shape (n_samples,)
             Squared distances.
         """
+        check_is_fitted(self)
         return super().mahalanobis(X)

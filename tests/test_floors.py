@@ -1,0 +1,168 @@
+"""The floors of the package, held by reading its source: imports go strictly downwards."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sklearn_gradhess
+
+PACKAGE = "sklearn_gradhess"
+FLOORS = {
+    "noise": 0,
+    "_losses": 0,
+    "_moments": 0,
+    "_preconditioner": 0,
+    "exceptions": 0,
+    "_schemes": 1,
+    "_gradients": 1,
+    "_validation": 1,
+    "datasets": 1,
+    "diagnostics": 1,
+    "_fitted": 2,
+    "covariance": 3,
+    "__init__": 4,
+}
+MAX_FILE_LINES = 660
+MAX_BODY_LINES = 60
+FILES = {
+    ".".join(path.relative_to(root).with_suffix("").parts): path
+    for root in [Path(sklearn_gradhess.__file__).parent]
+    for path in sorted(root.rglob("*.py"))
+}
+TREES = {module: ast.parse(path.read_text("utf-8")) for module, path in FILES.items()}
+PUBLIC = sorted(module for module in FLOORS if not module.startswith("_"))
+each_module = pytest.mark.parametrize("module", sorted(FILES))
+each_floor = pytest.mark.parametrize("module", sorted(FLOORS))
+
+
+def qualified(module):
+    return PACKAGE if module == "__init__" else f"{PACKAGE}.{module}"
+
+
+def imports(module):
+    """Dotted name of everything that a module imports anywhere, functions and `if`s included."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import in line {node.lineno}"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def third_party(module):
+    return {name.partition(".")[0] for name in imports(module)} - set(sys.stdlib_module_names)
+
+
+def siblings(module):
+    """Modules of the package that a module imports."""
+    for name in imports(module):
+        top, *rest = name.split(".")
+        if top == PACKAGE:
+            yield rest[0] if rest and rest[0] in FILES else "__init__"
+
+
+def body_lines(function):
+    """Lines of a function, signature and docstring left out."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return function.end_lineno - body[0].lineno + 1 if body else 0
+
+
+def run(code):
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_every_module_has_a_floor_and_every_floor_a_module():
+    assert set(FILES) == set(FLOORS)
+
+
+@each_floor
+def test_imports_within_the_package_go_strictly_downwards(module):
+    wrong = {name for name in siblings(module) if not FLOORS.get(name, 9) < FLOORS[module]}
+    assert not wrong, f"{module} on floor {FLOORS[module]} imports {wrong}"
+
+
+@each_floor
+def test_the_ground_floor_needs_numpy_and_scipy_and_the_rest_scikit_learn_only(module):
+    allowed = {"numpy", "scipy"} if FLOORS[module] == 0 else {"numpy", "scipy", "sklearn", PACKAGE}
+    assert third_party(module) <= allowed
+
+
+@pytest.mark.parametrize("module", sorted(set(FILES) - {"_validation"}))
+def test_private_scikit_learn_comes_through_validation(module):
+    private = [
+        name
+        for name in imports(module)
+        if name.startswith("sklearn.") and any(part.startswith("_") for part in name.split("."))
+    ]
+    assert private == []
+
+
+def test_validation_is_where_private_scikit_learn_comes_in():
+    assert "sklearn.base._fit_context" in set(imports("_validation"))
+
+
+def test_importing_the_package_loads_no_optional_library():
+    optional = ("matplotlib", "pandas", "dask", "torch", "polars", "jax", "cupy")
+    code = (  # scikit-learn itself imports pandas where there is one
+        "import sys, sklearn.covariance; before = set(sys.modules); "
+        f"import {PACKAGE}; print(*set(sys.modules) - before)"
+    )
+    loaded = {name.partition(".")[0] for name in run(code)}
+    assert PACKAGE in loaded
+    assert loaded.isdisjoint(optional)
+
+
+def test_every_module_can_be_imported_first():
+    # One interpreter for all, which forgets the package in between: as good as fresh, and faster
+    code = (
+        "import importlib, sys\n"
+        f"for name in {[qualified(module) for module in FLOORS]!r}:\n"
+        f"    for loaded in [m for m in sys.modules if m.partition('.')[0] == {PACKAGE!r}]:\n"
+        "        del sys.modules[loaded]\n"
+        "    importlib.import_module(name)\n"
+        "    print(name)"
+    )
+    assert run(code) == [qualified(module) for module in FLOORS]
+
+
+@each_module
+def test_no_file_is_long(module):
+    assert len(FILES[module].read_text("utf-8").splitlines()) <= MAX_FILE_LINES
+
+
+@each_module
+def test_no_function_body_is_long(module):
+    long = {
+        node.name: body_lines(node)
+        for node in ast.walk(TREES[module])
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and body_lines(node) > MAX_BODY_LINES
+    }
+    assert long == {}
+
+
+@each_module
+def test_no_file_imports_a_star(module):
+    assert not [name for name in imports(module) if name.endswith(".*")]
+
+
+@pytest.mark.parametrize("module", [*PUBLIC, "__init__"])
+def test_public_names_exist_and_are_documented(module):
+    loaded = importlib.import_module(qualified(module))
+    assert loaded.__doc__
+    assert len(loaded.__all__) == len(set(loaded.__all__)) > 0
+    assert [name for name in loaded.__all__ if not getattr(loaded, name).__doc__] == []
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_made_in_the_module_that_lists_them(module):
+    loaded = importlib.import_module(qualified(module))
+    assert {getattr(loaded, name).__module__ for name in loaded.__all__} == {qualified(module)}
