@@ -231,7 +231,7 @@ class MultinomialLoss:
     def link(self, mean: Array) -> Array:
         """Centred logarithms of the class frequencies, bounded."""
         raw = np.log(np.maximum(mean, 1e-6))
-        return raw - raw.mean()
+        return raw - raw.mean(axis=-1, keepdims=True)
 
     def hessian_product(self, y: Array, raw_prediction: Array, direction: Array) -> Array:
         """Row Hessian times a direction in the raw prediction."""

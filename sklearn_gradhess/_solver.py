@@ -34,6 +34,8 @@ Array = npt.NDArray[np.float64]
 _CHUNK_BYTES = 2**21
 _PROBES = 16  # random directions that estimate leverages, to about a third of their size
 _EXACT = 2e8  # multiplications below which the exact Hessian costs nothing to speak of
+_MOVED = 0.5  # relative change of the curvature that asks for a new sketch
+_FAST = 20.0  # factor by which one round of steps should shrink the decrement
 _STEPS = 40  # variance-reduced steps between two full gradients
 
 
@@ -155,23 +157,39 @@ class Problem:
             residual = self.weighted(self.loss.gradient(self.Y[piece], raw[piece]), piece)
             gradient += self.adjoint(Z, residual)
             if probes is not None and leverage is not None:
-                v = self.loss.curvature(self.Y[piece], raw[piece])
+                v = self.stiffness(raw[piece], piece)
                 for j, probe in enumerate(probes):
                     square = np.sum(self.predict(Z, probe) ** 2, axis=1)
                     leverage[piece] += self.weighted(v[:, j] * square, piece)
         gradient = gradient / self.n + self.penalty_gradient(W)
         return Evaluation(raw, gradient, self.mean_loss(raw) + self.penalty(W), leverage)
 
-    def hessian_product(self, raw: Array, U: Array) -> tuple[Array, Array]:
-        """Return H U and the raw predictions of U: one pass."""
+    def hessian_product(
+        self, raw: Array, U: Array, stiffness: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return H U, or that with another curvature, and the raw predictions of U: one pass."""
         raw_u = np.empty_like(raw)
         out = np.zeros_like(U)
         for piece, Z in self.chunks():
             raw_u[piece] = self.predict(Z, U)
-            out += self.adjoint(
-                Z, self.weighted(self.row_hessian(raw[piece], raw_u[piece], piece), piece)
-            )
+            if stiffness is None:
+                rows = self.row_hessian(raw[piece], raw_u[piece], piece)
+            else:
+                rows = stiffness[piece] * raw_u[piece]
+            out += self.adjoint(Z, self.weighted(rows, piece))
         return out / self.n + self.penalty_gradient(U), raw_u
+
+    def stiffness(self, raw: Array, piece: Any = slice(None)) -> Array:
+        """Curvature that a preconditioner should assume of each row.
+
+        The second derivative, but no less than the slope over the distance to where the row's own
+        loss is minimal: a badly fitted row has a large gradient where the logistic, Poisson or
+        Huber loss is almost straight, and a step by its second derivative would overshoot.
+        """
+        y = self.Y[piece]
+        distance = 1.0 + np.abs(raw - self.loss.link(y))
+        secant = np.abs(self.loss.gradient(y, raw)) / distance
+        return np.maximum(self.loss.curvature(y, raw), secant)
 
     def row_hessian(self, raw: Array, direction: Array, piece: Any) -> Array:
         """Second derivative of each row's loss, times a direction in its raw predictions."""
@@ -288,7 +306,7 @@ def sketch(
     if raw is None:
         root = problem.weighted(np.ones(n))[:, None]
     else:
-        root = problem.weighted(problem.loss.curvature(problem.Y, raw))
+        root = problem.weighted(problem.stiffness(raw))
     coefficients = signs * np.sqrt(root)
     batch = batch_index(n, batch_size, 0, rng if shuffle else None)
     target = None
@@ -413,6 +431,7 @@ class _Run:
         self.sketch: Sketch | None = settings.fixed
         self.leverage: Array | None = None
         self.eta = settings.learning_rate or 0.0
+        self.cautious = False
         self.history: list[dict[str, Any]] = []
 
     def solve(self, start: Array | None) -> Solution:
@@ -463,29 +482,20 @@ class _Run:
         return Solution(best[0], self.sketch, bool(converged), self.eta, self.passes, self.history)
 
     def _start(self, start: Array | None) -> Array:
-        problem, settings = self.problem, self.settings
-        if self.sketch is None and problem.quadratic:
-            self.sketch = self._make_sketch(None)
-        if start is not None:
-            return start
-        if self.sketch is not None and self.sketch.start is not None:
-            return self.sketch.start
-        W = self._null_model()
-        n_coarse = 20 * problem.p * max(1, W.shape[1] // 2)
-        if problem.quadratic or 4 * n_coarse > problem.n or not settings.safeguard:
-            return W
-        # A coarse solution from few rows: near enough for the curvature, at a fraction of a pass
-        index = np.sort(self.rng.choice(problem.n, n_coarse, replace=False))
-        weight = None
-        if problem.weight is not None:
-            weight = problem.weight[index]
-            weight = weight / weight.mean() if weight.any() else None
-        coarse = replace(problem, X=problem.X[index], Y=problem.Y[index], weight=weight, count=0.0)
-        # Two Newton steps: more would follow few rows, separable perhaps, to where the loss is flat
-        few = replace(settings, max_iter=2, tol=1.0, fixed=None, on_iteration=None)
-        solution = solve(coarse, few, self.rng)
-        self.passes += solution.n_passes * n_coarse / problem.n
-        return solution.W if np.isfinite(solution.W).all() else W
+        """Where to start, with a sketch of the Hessian there if that is known beforehand."""
+        W = self._null_model() if start is None else start
+        if self.sketch is None and (start is None or self.problem.quadratic):
+            # At the null model the curvature needs no pass
+            raw = None
+            if not self.problem.quadratic:
+                raw = np.broadcast_to(
+                    W[0] if self.problem.has_intercept else 0.0, self.problem.Y.shape
+                )
+                raw = np.array(raw)
+            self.sketch = self._make_sketch(raw)
+            if start is None and self.sketch.start is not None:
+                return self.sketch.start
+        return W
 
     def _null_model(self) -> Array:
         """Zero coefficients, and the intercept that fits the mean target."""
@@ -507,16 +517,19 @@ class _Run:
         if evaluation.leverage is not None:
             self.leverage = evaluation.leverage
         if self.sketch is None or (
-            self.settings.fixed is None and self._curvature_moved(evaluation.raw)
+            self.settings.fixed is None and self._curvature_moved(evaluation)
         ):
+            then = self._curvature if self.leverage is not None else None
             self.sketch = self._make_sketch(evaluation.raw)
-            self.leverage = None
+            if then is not None and self.leverage is not None:
+                # Near enough: a leverage changes with its row's curvature, and P by less
+                self.leverage = self.leverage * self._curvature.sum(axis=1) / then.sum(axis=1)
         return evaluation
 
     def _make_sketch(self, raw: Array | None) -> Sketch:
         self.passes += 1
         if raw is not None:
-            self._curvature = self.problem.loss.curvature(self.problem.Y, raw)
+            self._curvature = self.problem.stiffness(raw)
         return sketch(
             self.problem,
             raw,
@@ -526,12 +539,18 @@ class _Run:
             n_threads=self.settings.n_threads,
         )
 
-    def _curvature_moved(self, raw: Array) -> bool:
-        if self.problem.quadratic:
+    def _curvature_moved(self, evaluation: Evaluation) -> bool:
+        """Whether the sketch is stale: far off, or off and slow."""
+        problem = self.problem
+        if problem.quadratic or self.sketch is None:
             return False
-        now = self.problem.weighted(self.problem.loss.curvature(self.problem.Y, raw))
-        then = self.problem.weighted(self._curvature)
-        return bool(np.abs(now - then).sum() > 0.2 * now.sum())
+        now = problem.weighted(problem.stiffness(evaluation.raw))
+        then = problem.weighted(self._curvature)
+        moved = np.abs(now - then).sum() / max(then.sum(), np.finfo(float).tiny)
+        if not self.history:
+            return bool(moved > _MOVED)
+        slow = self.sketch.decrement(evaluation.gradient) > self.history[-1]["decrement"] / _FAST
+        return bool(moved > (_MOVED if not slow else _MOVED / 5))
 
     def _probes(self) -> list[Array]:
         assert self.sketch is not None
@@ -606,7 +625,7 @@ class _Run:
         problem, probes = self.problem, self._probes()
         leverage = np.zeros(problem.n)
         for piece, Z in problem.chunks():
-            v = problem.weighted(problem.loss.curvature(problem.Y[piece], raw[piece]), piece)
+            v = problem.weighted(problem.stiffness(raw[piece], piece), piece)
             for j, probe in enumerate(probes):
                 leverage[piece] += v[:, j] * np.sum(problem.predict(Z, probe) ** 2, axis=1)
         return leverage
@@ -650,6 +669,7 @@ class _Run:
         """Newton step by preconditioned conjugate gradients, then a line search."""
         assert self.sketch is not None
         problem, sketched = self.problem, self.sketch
+        stiffness = problem.stiffness(evaluation.raw) if self.cautious else None
         goal = max(0.1 * target, 1e-30 * decrement if problem.quadratic else 1e-4 * decrement)
         U, raw_u = np.zeros_like(W), np.zeros_like(evaluation.raw)
         residual = -evaluation.gradient
@@ -658,7 +678,7 @@ class _Run:
         for _ in range(30):
             if not rho > goal:
                 break
-            product, raw_direction = problem.hessian_product(evaluation.raw, direction)
+            product, raw_direction = problem.hessian_product(evaluation.raw, direction, stiffness)
             self.passes += 1
             curvature = float(np.sum(direction * product))
             if not curvature > 0:
@@ -669,7 +689,9 @@ class _Run:
             z = sketched.newton(residual)
             rho, previous = float(np.sum(residual * z)), rho
             direction = z + (rho / previous) * direction
-        return W + self._line_search(W, U, raw_u, evaluation) * U
+        t = self._line_search(W, U, raw_u, evaluation)
+        self.cautious = t < 0.5  # the next step then assumes the curvature of a secant
+        return W + t * U
 
     def _line_search(self, W: Array, U: Array, raw_u: Array, evaluation: Evaluation) -> float:
         if self.problem.quadratic:
