@@ -25,6 +25,10 @@ __all__ = [
 Array = npt.NDArray[np.floating]
 
 
+# Keeps a preconditioner regular where every row of a direction is flat
+_STIFF = 1e-9
+
+
 class Loss(Protocol):
     """What an estimator needs to know of a loss."""
 
@@ -42,8 +46,20 @@ class Loss(Protocol):
     def curvature(self, y: Array, raw_prediction: Array) -> Array:
         """Second derivative of each row's loss with respect to its raw prediction, >= 0."""
 
+    def stiffness(self, y: Array, raw_prediction: Array) -> Array:
+        """Curvature that a step of some length meets: what a preconditioner should assume.
+
+        No less than the second derivative, and positive. Where a loss is almost straight, a step
+        by its second derivative would overshoot to where it is not.
+        """
+
     def link(self, mean: Array) -> Array:
         """Raw prediction that fits a mean target, near enough to start from; finite."""
+
+
+def _logistic_bound(log_odds: Array) -> Array:
+    half = np.maximum(0.5 * np.abs(log_odds), 1e-4)  # the limit is 1/4
+    return 0.25 * np.tanh(half) / half
 
 
 class SquaredLoss:
@@ -63,6 +79,10 @@ class SquaredLoss:
         return raw_prediction - y
 
     def curvature(self, y: Array, raw_prediction: Array) -> Array:
+        """One."""
+        return np.ones_like(raw_prediction)
+
+    def stiffness(self, y: Array, raw_prediction: Array) -> Array:
         """One."""
         return np.ones_like(raw_prediction)
 
@@ -103,6 +123,10 @@ class HuberLoss:
         inside = np.abs(raw_prediction - y) <= self.epsilon
         return inside.astype(raw_prediction.dtype)
 
+    def stiffness(self, y: Array, raw_prediction: Array) -> Array:
+        """Slope over distance, the weight of iteratively reweighted least squares; bounds Huber."""
+        return self.epsilon / np.maximum(np.abs(raw_prediction - y), self.epsilon)
+
     def link(self, mean: Array) -> Array:
         """Identity."""
         return mean
@@ -140,6 +164,14 @@ class LogisticLoss:
     def curvature(self, y: Array, raw_prediction: Array) -> Array:
         """Variance of the class, p (1 - p)."""
         return expit(raw_prediction) * expit(-raw_prediction)
+
+    def stiffness(self, y: Array, raw_prediction: Array) -> Array:
+        """Curvature of the quadratic that bounds the loss everywhere and touches it here.
+
+        The second derivative of a confident row is exponentially small, and grows as fast on the
+        way back; the bound of Jaakkola and Jordan (2000), tanh(f/2)/(2f), falls like 1/f.
+        """
+        return _logistic_bound(raw_prediction)
 
     def link(self, mean: Array) -> Array:
         """Log odds, bounded."""
@@ -185,6 +217,12 @@ class PoissonLoss:
         """Mean, which for the Poisson distribution is the variance."""
         return self._safe_exp(raw_prediction)[0]
 
+    def stiffness(self, y: Array, raw_prediction: Array) -> Array:
+        """Curvature, or the slope over the distance to the row's own minimum if that is larger."""
+        distance = 1 + np.abs(raw_prediction - self.link(y))
+        secant = np.abs(self.gradient(y, raw_prediction)) / distance
+        return np.maximum(self.curvature(y, raw_prediction), secant) + _STIFF
+
     def link(self, mean: Array) -> Array:
         """Logarithm, bounded."""
         return np.log(np.maximum(mean, 1e-6))
@@ -227,6 +265,11 @@ class MultinomialLoss:
         """Diagonal of the Hessian, p (1 - p)."""
         p = softmax(raw_prediction, axis=1)
         return p * (1 - p)
+
+    def stiffness(self, y: Array, raw_prediction: Array) -> Array:
+        """Bound of each class against the rest, as for two classes."""
+        p = softmax(raw_prediction, axis=1)
+        return _logistic_bound(logit(np.clip(p, 1e-12, 1 - 1e-12)))
 
     def link(self, mean: Array) -> Array:
         """Centred logarithms of the class frequencies, bounded."""

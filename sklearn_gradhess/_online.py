@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_gradhess._moments import triangular_factor
+from sklearn_gradhess._objective import Problem
 from sklearn_gradhess._preconditioner import factorize
-from sklearn_gradhess._solver import Problem
 
 __all__ = ["OnlineModel"]
 

@@ -120,6 +120,19 @@ class GradientMemory:
                 "start afresh."
             )
 
+    def check_layout(self, d: int, d_before: int, *, has_intercept: bool) -> None:
+        """Raise ValueError if the gradients to come have other coordinates than those seen."""
+        if d != d_before:
+            raise ValueError(
+                f"gradients has {d + has_intercept} columns with has_intercept={has_intercept}, "
+                f"that is {d} features, but {d_before} were seen before. Did has_intercept change?"
+            )
+        if self.has_intercept and not has_intercept:
+            raise ValueError(
+                "The gradients seen before had the intercept's column, these do not. Pass it in "
+                "column 0 with has_intercept=True, or use assume_centered=True from the start."
+            )
+
     def add_sums(
         self,
         runs: Iterable[tuple[int, Array, Array]],

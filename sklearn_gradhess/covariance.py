@@ -580,17 +580,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             self._calibrate()
             memory = self._start(d, has_intercept=has_intercept and not self.assume_centered)
         memory.check_noise(self.noise, self.noise_scale)
-        if d != self.n_features_in_:
-            raise ValueError(
-                f"gradients has {gradients.shape[1]} columns with has_intercept={has_intercept}, "
-                f"that is {d} features, but {self.n_features_in_} were seen before. Did "
-                "has_intercept change?"
-            )
-        if memory.has_intercept and not has_intercept:
-            raise ValueError(
-                "The gradients seen before had the intercept's column, these do not. Pass it in "
-                "column 0 with has_intercept=True, or use assume_centered=True from the start."
-            )
+        memory.check_layout(d, self.n_features_in_, has_intercept=has_intercept)
         if batch_size != self.batch_size_:
             raise ValueError(
                 f"batch_size={batch_size}, but gradients of {self.batch_size_} rows were seen "

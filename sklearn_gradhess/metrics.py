@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 from sklearn_gradhess._affine import (
     EffectiveCoef,
     Table,
-    batches,
     check_finite,
     check_on_nonaffine,
     effective_coef,
@@ -23,12 +22,9 @@ from sklearn_gradhess._affine import (
     require_affine,
     respond,
 )
-from sklearn_gradhess._risk import (
-    GradientAdversarialRisk,
-    dual_norm,
-    gaussian_adversarial_risk,
-    gradient_adversarial_risk,
-)
+from sklearn_gradhess._attack import Attack
+from sklearn_gradhess._gradient_risk import GradientAdversarialRisk, gradient_adversarial_risk
+from sklearn_gradhess._risk import dual_norm, gaussian_adversarial_risk
 from sklearn_gradhess._validation import check_weights
 
 __all__ = [
@@ -265,12 +261,12 @@ def adversarial_accuracy(
     >>> adversarial_accuracy(model, X, y, radius=[0, 0.1, 0.5]).round(3)
     array([0.973, 0.94 , 0.72 ])
     """
-    attack = _Attack(norm, scale, features, bounds, covariance, "scale")
+    attack = Attack(norm, scale, features, bounds, covariance, "scale")
     return _robust_share(estimator, X, y, radius, attack, on_nonaffine, sample_weight)
 
 
 def _robust_share(
-    estimator: Any, X: Any, y: Any, radius: Any, attack: "_Attack", on_nonaffine: str, weights: Any
+    estimator: Any, X: Any, y: Any, radius: Any, attack: Attack, on_nonaffine: str, weights: Any
 ) -> Any:
     radii, found = _checked_radius(radius), attack.on(Table(X))
     score, coef, classes = linear_scores(estimator, X, found.table, found.mask, on_nonaffine)
@@ -286,134 +282,6 @@ def _robust_share(
             robust[i, rows] = np.all(margin + found.changes(rivals, r, rows)[0] > 0, axis=1)
     accuracy = np.average(robust, axis=1, weights=weights).reshape(radii.shape)
     return float(accuracy) if radii.ndim == 0 else accuracy
-
-
-@dataclass(eq=False, repr=False)
-class _Attack:
-    """What an attack may do, before it is known to what data."""
-
-    norm: Any
-    feature_scale: Any
-    features: Any
-    bounds: Any
-    covariance: Any
-    scale_name: str = "feature_scale"
-
-    def __post_init__(self) -> None:
-        matrix = getattr(self.covariance, "covariance_", self.covariance)
-        d = len(matrix) if np.ndim(matrix) == 2 else 1
-        dual_norm(np.zeros(d), self.norm, covariance=self.covariance)  # raises what is wrong
-        if matrix is not None and self.feature_scale is not None:
-            raise ValueError(
-                f"The covariance fixes the unit of the radius, so {self.scale_name} has no place "
-                "beside it. Pass one of them."
-            )
-        if self.bounds is not None:
-            if self.norm != np.inf:
-                raise ValueError(
-                    f"bounds cut a box exactly, so they need norm=inf, got norm={self.norm!r}."
-                )
-            if len(self.bounds) != 2:
-                raise ValueError(f"bounds must be (lowest, highest), got {self.bounds!r}.")
-
-    def on(self, table: Table) -> "_AttackOnTable":
-        """Settle which columns move and by how much."""
-        mask, scale = table.mask(self.features), None
-        if self.feature_scale is not None:
-            scale = table.by_column(self.feature_scale, self.scale_name)
-            bad = mask & ~((scale >= 0) & np.isfinite(scale))
-            if bad.any():
-                raise ValueError(
-                    f"{self.scale_name} must be finite and >= 0 for every column under attack, but "
-                    f"is missing, negative or infinite for {table.label(np.flatnonzero(bad))}."
-                )
-            mask &= scale > 0
-            if not mask.any():
-                raise ValueError(f"{self.scale_name} is zero for every column: nothing can move.")
-        bounds = None
-        if self.bounds is not None:
-            bounds = tuple(
-                table.by_column(value, "bounds", default)
-                for value, default in zip(self.bounds, (-np.inf, np.inf), strict=True)
-            )
-            if not np.all(bounds[0][mask] <= bounds[1][mask]):
-                raise ValueError(f"bounds are empty: a lowest value exceeds the highest: {bounds}.")
-        covariance = None if self.covariance is None else self._conditional(table, mask)
-        uniform = bounds is None and not table.has_missing(mask)
-        return _AttackOnTable(table, mask, self.norm, scale, bounds, covariance, uniform)
-
-    def _conditional(self, table: Table, mask: npt.NDArray[np.bool_]) -> Array:
-        """Covariance of the columns A under attack, given those that stand still, F."""
-        # The ball cut by delta_F = 0 is that of a block of the precision, whose inverse is the
-        # Schur complement S_AA - S_AF S_FF^-1 S_FA
-        matrix = np.asarray(getattr(self.covariance, "covariance_", self.covariance), dtype=float)
-        k, d = int(mask.sum()), table.n_columns
-        if matrix.shape == (k, k):
-            return matrix
-        if matrix.shape != (d, d):
-            raise ValueError(
-                f"covariance has shape {matrix.shape}, but X has {d} columns, {k} of them under "
-                "attack: pass one row and column for each of either."
-            )
-        still = np.linalg.pinv(matrix[np.ix_(~mask, ~mask)], hermitian=True)
-        across = matrix[np.ix_(mask, ~mask)]
-        return matrix[np.ix_(mask, mask)] - across @ still @ across.T
-
-
-class _AttackOnTable(NamedTuple):
-    """What an attack may do to the rows of a table."""
-
-    table: Table
-    mask: npt.NDArray[np.bool_]
-    norm: Any
-    scale: Array | None
-    bounds: tuple[Array, ...] | None
-    covariance: Array | None
-    uniform: bool  # the same to every row: no bounds cut it, no value is missing
-
-    def dual(self, coef: Array) -> Any:
-        """Dual norm of coefficients of shape (n_features,) or (n_outputs, n_features)."""
-        scale = None if self.scale is None else self.scale[self.mask]
-        return dual_norm(coef[..., self.mask], self.norm, scale=scale, covariance=self.covariance)
-
-    def changes(self, coef: Array, radius: float, rows: Any) -> tuple[Array, Array]:
-        """Least and greatest change of each output at each row: shape (n_rows, n_outputs)."""
-        if self.uniform:
-            high = np.broadcast_to(radius * self.dual(coef), (len(rows), len(coef)))
-            return -high, high
-        cut = self._missing if self.bounds is None else self._boxed
-        parts = [cut(coef, radius, rows[part]) for part in batches(len(rows), coef.shape[1])]
-        low, high = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return low, high
-
-    def _missing(self, coef: Array, radius: float, rows: Any) -> tuple[Array, Array]:
-        # What is missing cannot be moved: the dual norm leaves it out, row by row
-        if self.covariance is not None:
-            raise ValueError(
-                "X has missing values in columns under attack, for which norm='mahalanobis' has no "
-                "closed form here. Impute them, or leave these columns out of features."
-            )
-        present = ~np.isnan(self.table.numbers(rows))
-        high = radius * np.column_stack([self.dual(np.where(present, w, 0.0)) for w in coef])
-        return -high, high
-
-    def _boxed(self, coef: Array, radius: float, rows: Any) -> tuple[Array, Array]:
-        # Each column goes on its own to one end of its interval: max delta.w = b.w+ - a.w-
-        x, (lowest, highest) = self.table.numbers(rows), self.bounds or ()
-        outside = self.mask & np.any((x < lowest) | (x > highest), axis=0)
-        if outside.any():
-            raise ValueError(
-                "bounds exclude values that are in X, in the columns "
-                f"{self.table.label(np.flatnonzero(outside))}. Widen them, or leave these columns "
-                "out of features."
-            )
-        budget = radius * (np.ones(len(self.mask)) if self.scale is None else self.scale)
-        room = self.mask & ~np.isnan(x)
-        with np.errstate(invalid="ignore"):
-            a = np.where(room, np.maximum(-budget, lowest - x), 0.0)
-            b = np.where(room, np.minimum(budget, highest - x), 0.0)
-        up, down = np.maximum(coef, 0).T, np.maximum(-coef, 0).T
-        return a @ up - b @ down, b @ up - a @ down
 
 
 def make_adversarial_scorer(
@@ -462,6 +330,7 @@ def make_adversarial_scorer(
     scorer : callable
         ``scorer(estimator, X, y, sample_weight=None)``; with metadata routing enabled,
         ``scorer.set_score_request(sample_weight=True)`` asks for weights.
+        ``scorer.curve(estimator, X, y, radius)`` is the risk itself, over an array of radii.
 
     Raises
     ------
@@ -518,7 +387,7 @@ _RISKS = {"mse": adversarial_mean_squared_error, "mae": adversarial_mean_absolut
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class _AdversarialScorer(_Attack):
+class _AdversarialScorer(Attack):
     """What `make_adversarial_scorer` returns; its arguments are attributes."""
 
     radius: float
@@ -541,23 +410,29 @@ class _AdversarialScorer(_Attack):
 
     def __call__(self, estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Score a fitted estimator: the negative risk, or the accuracy, under attack."""
+        value = self.curve(estimator, X, y, self.radius, sample_weight)
+        return value if self.metric == "accuracy" else -value
+
+    def curve(self, estimator: Any, X: Any, y: Any, radius: Any, sample_weight: Any = None) -> Any:
+        """Return the risk, or the accuracy, at one radius or at an array of them."""
         if self.metric == "accuracy":
-            settings = (self.radius, self, self.on_nonaffine, sample_weight)
-            return _robust_share(estimator, X, y, *settings)
-        found, risk = self.on(Table(X)), _RISKS[self.metric]
+            return _robust_share(estimator, X, y, radius, self, self.on_nonaffine, sample_weight)
+        radii, found, risk = _checked_radius(radius), self.on(Table(X)), _RISKS[self.metric]
         result = probe(estimator, found.table, found.mask)
         require_affine(result, estimator, self.on_nonaffine)
         y_pred = check_finite(estimator, respond(estimator, X, "predict"), "predict")
         if found.uniform:
             dual = found.dual(result.coef)
-            return -risk(y, y_pred, radius=self.radius, dual_norm=dual, sample_weight=sample_weight)
+            return risk(y, y_pred, radius=radii, dual_norm=dual, sample_weight=sample_weight)
         mean_absolute_error(y, y_pred, sample_weight=sample_weight)  # checks the targets
         error = (y_pred - np.asarray(y, dtype=np.float64).reshape(y_pred.shape)).reshape(len(y), -1)
-        coef = np.atleast_2d(result.coef)
-        low, high = found.changes(coef, self.radius, np.arange(len(error)))
-        worst = np.maximum(np.abs(error + low), np.abs(error + high))
-        none = np.zeros_like(worst)
-        return -risk(none, worst, radius=0.0, dual_norm=0.0, sample_weight=sample_weight)
+        coef, rows, none = np.atleast_2d(result.coef), np.arange(len(error)), np.zeros_like(error)
+        values = np.empty(radii.shape)
+        for i, r in np.ndenumerate(radii):
+            low, high = found.changes(coef, r, rows)
+            worst = np.maximum(np.abs(error + low), np.abs(error + high))
+            values[i] = risk(none, worst, radius=0.0, dual_norm=0.0, sample_weight=sample_weight)
+        return float(values) if radii.ndim == 0 else values
 
     def __repr__(self) -> str:
         told = [f"{self.radius:g}"]

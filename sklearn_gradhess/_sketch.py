@@ -1,0 +1,194 @@
+"""Sketch a Hessian: the preconditioner, its step size, and the solution of the sketched problem.
+
+The antithetic Rademacher sketch of the rows, weighted with the root of the curvature, is a
+preconditioner P whose P^-1 H has eigenvalues in [1/3, 3] for four batches a coefficient and any H
+(MATH section 4.1).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sklearn_gradhess._gradients import RowCoefficients, batch_index, batch_sums
+from sklearn_gradhess._moments import triangular_factor
+from sklearn_gradhess._objective import Problem
+from sklearn_gradhess._preconditioner import factorize
+
+__all__ = ["Sketch", "fixed_sketch", "sketch"]
+
+Array = npt.NDArray[np.float64]
+# Multiplications below which the exact Hessian costs nothing to speak of
+_EXACT = 2e8
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Preconditioners of the columns of W; one serves all where the curvature is the same.
+
+    Attributes
+    ----------
+    whiten : list of ndarray of shape (p, r)
+        T with ``T T'`` the inverse of the debiased sketched Hessian.
+    start : ndarray of shape (p, t) or None
+        Solution of the sketched least-squares problem.
+    exact : bool
+        Whether every row is a batch, so that the sketch is the Hessian itself.
+    ratio : float
+        Coefficients over batches, c in the Marchenko-Pastur law.
+    factors : list of ndarray of shape (p, p)
+        Triangular roots of the sketched Hessians, without penalty.
+    batch_size, n_batches : int
+        Rows in a batch, and batches.
+    n_clipped : int
+        Singular directions left out.
+    curvature_scale : float
+        Bound on the eigenvalues of the Hessian against its diagonal blocks: two where the columns
+        of W are coupled.
+    """
+
+    whiten: list[Array]
+    start: Array | None
+    exact: bool
+    ratio: float
+    factors: list[Array]
+    batch_size: int
+    n_batches: int
+    n_clipped: int
+    curvature_scale: float = 1.0
+
+    def newton(self, gradient: Array) -> Array:
+        """P^-1 times the gradient."""
+        if len(self.whiten) == 1:
+            T = self.whiten[0]
+            return T @ (T.T @ gradient)
+        return np.column_stack(
+            [T @ (T.T @ g) for T, g in zip(self.whiten, gradient.T, strict=True)]
+        )
+
+    def decrement(self, gradient: Array) -> float:
+        """Squared Newton decrement, ``g' P^-1 g``."""
+        return float(np.sum(gradient * self.newton(gradient)))
+
+    def step_size(self, batch_size: int) -> float:
+        """Half the largest mean-square stable step (MATH section 4.2).
+
+        With rows drawn by leverage the effective leverage is at most twice the mean, hence the
+        factor two on the noise term.
+        """
+        c, p = self.ratio, self.whiten[0].shape[0]
+        angle = (np.arange(200) + 0.5) * np.pi / 200
+        x = 1 + c - 2 * np.sqrt(c) * np.cos(angle)
+        density = np.sin(angle) ** 2 / x
+        density /= density.sum()
+        eigenvalues = self.curvature_scale * (1 - c) / x
+
+        def stable(eta: float) -> bool:
+            room = 2 - eta * (1 + 1 / batch_size) * eigenvalues
+            return bool(
+                np.all(room > 0) and 2 * p * np.sum(density * eta * eigenvalues / room) < batch_size
+            )
+
+        low, high = 0.0, 2.0 / eigenvalues.max()
+        for _ in range(40):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if stable(middle) else (low, middle)
+        return 0.5 * low
+
+
+def sketch(
+    problem: Problem,
+    raw: Array | None,
+    *,
+    oversampling: float,
+    rng: np.random.Generator,
+    shuffle: bool = True,
+    n_threads: int = 1,
+) -> Sketch:
+    """Sketch the Hessian at raw predictions; for the squared loss the target too. One pass.
+
+    Parameters
+    ----------
+    problem : Problem
+        The objective.
+    raw : ndarray of shape (n_samples, t) or None
+        Raw predictions that the curvature is taken at; None for the squared loss.
+    oversampling : float
+        Batches a coefficient.
+    rng : Generator
+        Source of signs and batches.
+    shuffle : bool, default=True
+        Deal rows to batches at random.
+    n_threads : int, default=1
+        Threads.
+    """
+    n, p = problem.n, problem.p
+    batch_size = 1 if 2.0 * n * p**2 <= _EXACT else max(1, int(n / (oversampling * p)))
+    exact = batch_size == 1
+    signs = np.where(rng.random(n) < 0.5, -1.0, 1.0)[:, None]
+    if raw is None:
+        root = problem.weighted(np.ones(n))[:, None]
+    else:
+        root = problem.weighted(problem.stiffness(raw))
+    coefficients = signs * np.sqrt(root)
+    batch = batch_index(n, batch_size, 0, rng if shuffle else None)
+    target = None
+    if raw is None:
+        columns = (coefficients[:, 0] * y for y in problem.Y.T)
+        target = np.column_stack([np.bincount(batch, c) for c in columns])
+    t = 0 if target is None else target.shape[1]
+    factors = [np.zeros((p + t, p + t)) for _ in range(coefficients.shape[1])]
+    for start, sums, _ in batch_sums(
+        problem.X,
+        RowCoefficients(coefficients),
+        batch,
+        batch_size=batch_size,
+        contiguous=batch_size == 1 or not shuffle,
+        has_intercept=problem.has_intercept,
+        n_threads=n_threads,
+    ):
+        for j, factor in enumerate(factors):
+            rows = sums[:, j]
+            if target is not None:
+                rows = np.column_stack([rows, target[start : start + len(rows)]])
+            factors[j] = triangular_factor(np.vstack([factor, rows]))
+    factors = [f / np.sqrt(n) for f in factors]
+    k = int(batch.max()) + 1
+    debias = 1.0 if exact else (k - p - 1) / k
+    whiten, n_clipped = [], 0
+    for factor in factors:
+        T, clipped = _whitening(factor[:p, :p], problem)
+        whiten.append(np.sqrt(debias) * T)
+        n_clipped = max(n_clipped, clipped)
+    first = factors[0]
+    start_w = None
+    if target is not None:
+        T = whiten[0] / np.sqrt(debias)
+        start_w = T @ (T.T @ (first[:p, :p].T @ first[:p, p:]))
+    return Sketch(
+        whiten,
+        start_w,
+        exact,
+        0.0 if exact else p / k,
+        [f[:p, :p] for f in factors],
+        batch_size,
+        k,
+        n_clipped,
+        2.0 if hasattr(problem.loss, "hessian_product") else 1.0,
+    )
+
+
+def fixed_sketch(factor: Array, problem: Problem, *, ratio: float) -> Sketch:
+    """Preconditioner of somebody else's making, in factor form; exempt from all refreshing."""
+    T, clipped = _whitening(factor, problem)
+    return Sketch([np.sqrt(1 - ratio) * T], None, False, ratio, [factor], 1, 0, clipped)
+
+
+def _whitening(factor: Array, problem: Problem) -> tuple[Array, int]:
+    """T with T T' the (pseudo-)inverse of factor'factor plus the penalty."""
+    if problem.alpha:
+        penalty = np.sqrt(problem.alpha) * np.eye(problem.p)[problem.has_intercept :]
+        factor = triangular_factor(np.vstack([factor, penalty]))
+    preconditioner = factorize(factor)
+    method = "pca" if preconditioner.n_clipped else "cholesky"
+    return preconditioner.whitening(method)[0], preconditioner.n_clipped  # type: ignore[arg-type]
