@@ -160,17 +160,19 @@ def speed(short):
 
 
 _MEMORY = """
-import resource, sys
+import sys
 import numpy as np
 from sklearn_gradhess import GradientCovarianceEstimator
 N, d, shuffle = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
 rng = np.random.default_rng(0)
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # Linux; the usual ru_maxrss is inherited from the parent process
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 GradientCovarianceEstimator(batch_size=64).fit(rng.standard_normal((1000, d)))
 X, y = np.empty((N, d)), rng.standard_normal(N)
 for block in np.array_split(X, 64):
     rng.standard_normal(out=block)
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
 before = peak()
 GradientCovarianceEstimator(batch_size=64, shuffle=shuffle, random_state=0).fit(X, y)
 print((peak() - before) / X.nbytes)

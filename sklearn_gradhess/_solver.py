@@ -128,12 +128,14 @@ class _Run:
             # Where every pass is cheap, go on until nothing is left to see
             target = settings.tol * floor * (1e-6 if self.sketch.exact else 1.0)
             converged = decrement <= max(target, self._rounding(evaluation.raw))
+            last_round = not careful and self._last_round_suffices(target)
             stop = settings.on_iteration and settings.on_iteration(W, self.history[-1])
+            if last_round and not stop:
+                # A fraction of a pass, by steps that have just shown what they do
+                converged = True
+                W = self._step(W, evaluation, decrement, target, careful)
+                best = (W, evaluation, decrement)
             if converged or stop or iteration == settings.max_iter:
-                if converged and self._can_polish(careful):
-                    # The same linear map once more, a fraction of a pass, for two digits
-                    step = self._step(W, evaluation, decrement, target, careful)
-                    best = (step, evaluation, decrement)
                 break
             W = self._step(W, evaluation, decrement, target, careful)
         assert best is not None
@@ -270,15 +272,20 @@ class _Run:
             self.eta = self.sketch.step_size(batch_size)
         return W + self._reduced_steps(evaluation, batch_size)
 
-    def _can_polish(self, careful: bool) -> bool:
+    def _last_round_suffices(self, target: float) -> bool:
+        """Whether one more round of steps ends tenfold below the target, at the rate of the last.
+
+        Then nobody needs the full gradient that would confirm it.
+        """
         settings = self.settings
-        return (
-            self.problem.quadratic
-            and len(self.history) > 1
-            and self.leverage is not None
-            and settings.fixed is None
-            and settings.variance_reduction
-            and not (careful or self._few_rows)
+        if len(self.history) < 2 or self.leverage is None or settings.fixed is not None:
+            return False
+        now, before = self.history[-1]["decrement"], self.history[-2]["decrement"]
+        return bool(
+            settings.variance_reduction
+            and not self._few_rows
+            and now < before / 4
+            and now**2 / before <= 0.1 * target
         )
 
     @property
