@@ -152,9 +152,10 @@ def speed(short):
                     )
                     label = f"{name}{'' if shuffle else ', contiguous'}"
                     print(f"{threads:>8} {label:<22}{seconds / read:>11.2f}{peer / seconds:>23.1f}")
-    rows = N // np.array([8, 4, 2, 1])
-    estimator = GradientCovarianceEstimator(batch_size=64 if d == 512 else 8, random_state=0)
-    times = [best_time(lambda m=m: estimator.fit(X[:m], y[:m]), repeat) for m in rows]
+    rows = np.array([50_000, 100_000, 200_000] if short else [100_000, 200_000, 400_000, 800_000])
+    X = rng.standard_normal((rows[-1], 64))
+    estimator = GradientCovarianceEstimator(batch_size=16, random_state=0)
+    times = [best_time(lambda m=m: estimator.fit(X[:m]), repeat) for m in rows]
     slope = np.polyfit(np.log(rows), np.log(times), 1)[0]
     print(f"Growth with the rows: time ~ rows^{slope:.2f}")
 
