@@ -656,7 +656,7 @@ SETTINGS = [
     pytest.param({"noise": "antithetic", "n_redraws": 2}, id="redrawn"),
     pytest.param({"noise": "single", "shuffle": True}, id="single, corrected"),
     pytest.param({"noise": "single", "correction": "none"}, id="single"),
-    pytest.param({"noise": "none", "inherent_variance": 1.0}, id="none"),
+    pytest.param({"noise": "none", "inherent_variance": 1.0, "correction": "none"}, id="none"),
 ]
 
 

@@ -245,7 +245,9 @@ def test_the_report_holds_the_numbers_of_the_fit(rng):
     assert report.batches_per_feature == 100
     values = np.linalg.eigvalsh(estimator.covariance_)
     assert report.effective_rank == pytest.approx(values.sum() / values[-1])
-    assert report.expected_error == pytest.approx(expected_relative_error(values, 400))
+    # the effective rank of an estimate is too small, by the stretch of its largest eigenvalue
+    rank = report.effective_rank / (1 - np.sqrt(report.effective_rank / 400)) ** 2
+    assert report.expected_error == pytest.approx(expected_relative_error(rank, 400))
     assert report.excess_risk == estimator.excess_risk_
     assert report.nuisance_share == pytest.approx(estimator.excess_risk_ / 10)
     assert (report.rank, report.n_clipped) == (4, 0)

@@ -12,12 +12,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from scipy.optimize import minimize
 
-from sklearn_gradhess._risk import (
-    _noncentral_f_gap,
-    dual_norm,
-    gaussian_adversarial_risk,
-    gradient_adversarial_risk,
-)
+from sklearn_gradhess._gradient_risk import _noncentral_f_gap, gradient_adversarial_risk
+from sklearn_gradhess._risk import dual_norm, gaussian_adversarial_risk
 from sklearn_gradhess.exceptions import CalibrationWarning
 
 NORMS = (1, 1.5, 2, 3, np.inf)

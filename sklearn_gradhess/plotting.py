@@ -1,0 +1,518 @@
+"""Pictures, after scikit-learn's conventions for displays; matplotlib is imported to plot only."""
+
+from collections import Counter
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from sklearn_gradhess.metrics import gradient_adversarial_risk, make_adversarial_scorer
+
+__all__ = ["AdversarialRiskDisplay"]
+
+Array = npt.NDArray[np.float64]
+
+_METRICS = {
+    "mse": "Adversarial mean squared error (squared units of y)",
+    "mae": "Adversarial mean absolute error (units of y)",
+    "accuracy": "Adversarial accuracy (share of rows)",
+}
+# Told apart without colour: four line styles, then the same with markers
+_LINESTYLES = ("-", "--", "-.", ":")
+_MARKERS = ("", "o", "s", "^", "D", "v")
+_N_MARKERS = 8
+
+
+class AdversarialRiskDisplay:
+    """Risk of one or several models against the radius of an attack.
+
+    Make it with `from_estimator`, `from_estimators` or `from_gradients`, which also plot it. The
+    parameters are kept as attributes of the same names.
+
+    Parameters
+    ----------
+    radii : ndarray of shape (n_radii,)
+        Radii of the attack.
+    value : ndarray of shape (n_radii,) or (n_curves, n_radii)
+        Risk, or accuracy, at each radius.
+    low, high : ndarray of the shape of `value`, default=None
+        Limits of the value, drawn as a band; `high` may be infinite. None is no band.
+    names : list of str, default=None
+        Names of the curves, for the legend.
+    metric : {"mse", "mae", "accuracy"}, default="mse"
+        What the value is, for the label of its axis.
+    norm : float >= 1, inf or "mahalanobis", default=2
+        Norm of the attack, for the label of the other axis.
+    radius_unit : str, default="units of X"
+        Unit of the radius, for the same label.
+    confidence_level : float, default=None
+        Nominal coverage of the band, for the legend.
+
+    Attributes
+    ----------
+    lines_ : list of matplotlib Line2D
+        One for each curve.
+    line_ : matplotlib Line2D
+        The first of them, for displays of one curve.
+    bands_ : list of matplotlib PolyCollection
+        One for each curve, where there are limits.
+    ax_ : matplotlib Axes
+        Axes with the curves.
+    figure_ : matplotlib Figure
+        Figure that holds the axes.
+
+    See Also
+    --------
+    sklearn_gradhess.metrics.make_adversarial_scorer : The same risk at one radius, as a scorer.
+    sklearn_gradhess.metrics.gradient_adversarial_risk : The estimate with a band, in numbers.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_diabetes
+    >>> from sklearn.linear_model import Ridge
+    >>> from sklearn_gradhess.plotting import AdversarialRiskDisplay
+    >>> X, y = load_diabetes(return_X_y=True, scaled=False)
+    >>> models = {f"alpha={alpha}": Ridge(alpha).fit(X, y) for alpha in (1, 100)}
+    >>> scale = X.std(axis=0)
+    >>> display = AdversarialRiskDisplay.from_estimators(
+    ...     models, X, y, feature_scale=scale)  # doctest: +SKIP
+    >>> display.figure_.savefig("risk.png")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        *,
+        radii: Array,
+        value: Array,
+        low: Array | None = None,
+        high: Array | None = None,
+        names: list[str] | None = None,
+        metric: str = "mse",
+        norm: float | str = 2,
+        radius_unit: str = "units of X",
+        confidence_level: float | None = None,
+    ) -> None:
+        self.radii = radii
+        self.value = value
+        self.low = low
+        self.high = high
+        self.names = names
+        self.metric = metric
+        self.norm = norm
+        self.radius_unit = radius_unit
+        self.confidence_level = confidence_level
+
+    def plot(
+        self,
+        ax: Any = None,
+        *,
+        names: list[str] | str | None = None,
+        band_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Plot the curves, each with a line style or marker of its own.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to plot on, after what is already there. None makes a new figure.
+        names : list of str or str, default=None
+            Names of the curves; a str is the name of the only one. None takes those of the display.
+        band_kwargs : dict, default=None
+            Arguments of matplotlib's `fill_between`, over the defaults.
+        **kwargs : dict
+            Arguments of matplotlib's `plot`, for every curve, over the defaults.
+
+        Returns
+        -------
+        display : AdversarialRiskDisplay
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        ValueError
+            If there are more names, or fewer, than curves.
+        """
+        try:
+            import matplotlib.pyplot as plt
+            from matplotlib.cbook import normalize_kwargs
+            from matplotlib.lines import Line2D
+        except ImportError as error:
+            raise ImportError(
+                "AdversarialRiskDisplay.plot needs matplotlib. Install it with "
+                'pip install "sklearn_gradhess[plot]".'
+            ) from error
+
+        curves = np.atleast_2d(self.value)
+        labels = self._labels(names, len(curves))
+        if ax is None:
+            _, ax = plt.subplots()
+        given = normalize_kwargs(kwargs, Line2D)
+        drawn = len(ax.lines)
+        self.lines_, self.bands_ = [], []
+        for i, curve in enumerate(curves):
+            style = self._style(drawn + i) | {"label": labels[i]} | given
+            self.lines_ += ax.plot(self.radii, curve, **style)
+        if self.low is not None and self.high is not None:
+            for line, low, high in zip(
+                self.lines_, np.atleast_2d(self.low), np.atleast_2d(self.high), strict=True
+            ):
+                self.bands_.append(self._band(ax, line, low, high, band_kwargs or {}))
+        ax.set(xlabel=self._radius_label(), ylabel=_METRICS[self.metric])
+        if ax.get_legend_handles_labels()[1]:
+            ax.legend()
+        self.line_, self.ax_, self.figure_ = self.lines_[0], ax, ax.figure
+        return self
+
+    def _labels(self, names: list[str] | str | None, n_curves: int) -> list[Any]:
+        names = self.names if names is None else names
+        if names is None:
+            return [None] * n_curves
+        names = [names] if isinstance(names, str) else list(names)
+        if len(names) != n_curves:
+            raise ValueError(f"names has {len(names)} entries for {n_curves} curves: {names}.")
+        return names
+
+    def _style(self, i: int) -> dict[str, Any]:
+        return {
+            "linestyle": _LINESTYLES[i % len(_LINESTYLES)],
+            "marker": _MARKERS[i // len(_LINESTYLES) % len(_MARKERS)],
+            "markevery": max(1, len(self.radii) // _N_MARKERS),
+        }
+
+    def _band(
+        self, ax: Any, line: Any, low: Array, high: Array, band_kwargs: dict[str, Any]
+    ) -> Any:
+        level = self.confidence_level
+        label = "interval" if level is None else f"{100 * level:.4g} % interval"
+        unlimited = np.isinf(high)
+        if unlimited.any():
+            label += ", no upper limit"
+            seen = np.concatenate([low, high, line.get_ydata()])
+            high = np.where(unlimited, 2 * seen[np.isfinite(seen)].max(), high)
+        style = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0, "label": label}
+        band = ax.fill_between(self.radii, low, high, **style | band_kwargs)
+        if unlimited.any():  # no margin above: the band leaves the picture
+            band.sticky_edges.y.append(high.max())
+            ax.autoscale_view()
+        return band
+
+    def _radius_label(self) -> str:
+        if isinstance(self.norm, str):
+            return "Radius of the attack (Mahalanobis distance)"
+        p = r"\infty" if np.isinf(self.norm) else f"{self.norm:g}"
+        return rf"Radius of the attack, $\ell_{{{p}}}$ norm ({self.radius_unit})"
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        y: Any,
+        *,
+        radii: npt.ArrayLike | None = None,
+        norm: float | str = 2,
+        metric: str = "mse",
+        feature_scale: Any = None,
+        features: Any = None,
+        bounds: Any = None,
+        covariance: Any = None,
+        on_nonaffine: str = "raise",
+        sample_weight: npt.ArrayLike | None = None,
+        name: str | None = None,
+        ax: Any = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Plot the exact risk of a fitted model under attack.
+
+        Parameters
+        ----------
+        estimator : object
+            Fitted affine regressor, or linear classifier for metric="accuracy"; whole pipelines
+            included.
+        X : {array-like, sparse matrix, DataFrame} of shape (n_samples, n_features)
+            Rows, in raw units.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Targets.
+        radii : array-like of shape (n_radii,), default=None
+            Radii of the attack, increasing. None is 51 radii from 0 to 1: up to one unit of
+            `feature_scale`, or of X.
+        norm : float >= 1, inf or "mahalanobis", default=2
+            Norm of the attack.
+        metric : {"mse", "mae", "accuracy"}, default="mse"
+            Mean squared or absolute error, or accuracy.
+        feature_scale : float, dict, or array-like of shape (n_features,), default=None
+            Unit of the radius in each column, by position or by name; zero freezes the column.
+        features : array-like of str, int or bool, default=None
+            Columns that may be attacked, by name, position or mask. None is every column of
+            numbers.
+        bounds : tuple of two, default=None
+            Lowest and highest value that a column may take after the attack, for norm=inf.
+        covariance : array-like of shape (n_features, n_features) or estimator, default=None
+            Covariance of the Mahalanobis norm, see `make_adversarial_scorer`.
+        on_nonaffine : {"raise", "linearize"}, default="raise"
+            What to do with a model that is not affine. "linearize" plots a first-order value, which
+            is no bound.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+        name : str, default=None
+            Name of the curve. None is the name of the class.
+        ax : matplotlib Axes, default=None
+            Axes to plot on. None makes a new figure.
+        **kwargs : dict
+            Arguments of `plot`.
+
+        Returns
+        -------
+        display : AdversarialRiskDisplay
+            The display, plotted.
+
+        Raises
+        ------
+        ValueError
+            If radii are not increasing from zero or more, or the model or the attack is not as
+            `make_adversarial_scorer` needs them.
+        """
+        return cls.from_estimators(
+            {type(estimator).__name__ if name is None else name: estimator},
+            X,
+            y,
+            radii=radii,
+            norm=norm,
+            metric=metric,
+            feature_scale=feature_scale,
+            features=features,
+            bounds=bounds,
+            covariance=covariance,
+            on_nonaffine=on_nonaffine,
+            sample_weight=sample_weight,
+            ax=ax,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_estimators(
+        cls,
+        estimators: Any,
+        X: Any,
+        y: Any,
+        *,
+        radii: npt.ArrayLike | None = None,
+        norm: float | str = 2,
+        metric: str = "mse",
+        feature_scale: Any = None,
+        features: Any = None,
+        bounds: Any = None,
+        covariance: Any = None,
+        on_nonaffine: str = "raise",
+        sample_weight: npt.ArrayLike | None = None,
+        ax: Any = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Plot the exact risks of several fitted models under the same attack.
+
+        Parameters
+        ----------
+        estimators : dict of str to object, or list of object
+            Fitted models by name. In a list they are called by their classes, with a number where
+            a class comes twice.
+        X, y : array-like
+            Rows, in raw units, and targets.
+        radii : array-like of shape (n_radii,), default=None
+            Radii of the attack, increasing. None is 51 radii from 0 to 1.
+        norm : float >= 1, inf or "mahalanobis", default=2
+            Norm of the attack.
+        metric : {"mse", "mae", "accuracy"}, default="mse"
+            Mean squared or absolute error, or accuracy.
+        feature_scale, features, bounds, covariance : object, default=None
+            What the attack may do, as in `from_estimator`.
+        on_nonaffine : {"raise", "linearize"}, default="raise"
+            What to do with a model that is not affine.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows.
+        ax : matplotlib Axes, default=None
+            Axes to plot on. None makes a new figure.
+        **kwargs : dict
+            Arguments of `plot`.
+
+        Returns
+        -------
+        display : AdversarialRiskDisplay
+            The display, plotted.
+
+        Raises
+        ------
+        ValueError
+            If there is no model, radii are not increasing from zero or more, or a model or the
+            attack is not as `make_adversarial_scorer` needs them.
+        TypeError
+            If `estimators` is one model.
+        """
+        named, radii = _named(estimators), _checked_radii(radii)
+        scorer = make_adversarial_scorer(
+            0.0,
+            norm,
+            metric=metric,
+            feature_scale=feature_scale,
+            features=features,
+            bounds=bounds,
+            covariance=covariance,
+            on_nonaffine=on_nonaffine,
+        )
+        curves = []
+        for name, estimator in named.items():
+            try:
+                curves.append(scorer.curve(estimator, X, y, radii, sample_weight))
+            except ValueError as error:
+                error.add_note(f"This is about the model {name!r}.")
+                raise
+        display = cls(
+            radii=radii,
+            value=np.array(curves if len(curves) > 1 else curves[0]),
+            names=list(named),
+            metric=metric,
+            norm=norm,
+            radius_unit=_unit(feature_scale, "feature_scale"),
+        )
+        return display.plot(ax, **kwargs)
+
+    @classmethod
+    def from_gradients(
+        cls,
+        gradients: npt.ArrayLike,
+        antithetic: npt.ArrayLike | None = None,
+        *,
+        coef: npt.ArrayLike,
+        batch_size: int,
+        radii: npt.ArrayLike | None = None,
+        norm: float | str = 2,
+        target: str = "observed",
+        noise_variance: float | None = None,
+        confidence_level: float = 0.95,
+        has_intercept: bool = False,
+        scale: npt.ArrayLike | None = None,
+        covariance: Any = None,
+        name: str | None = None,
+        ax: Any = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Plot the risk that batch gradients alone tell, its interval as a band.
+
+        Parameters
+        ----------
+        gradients : array-like of shape (n_batches, n_features) or (n_batches, n_features + 1)
+            Mean gradient of each batch, see `gradient_adversarial_risk`.
+        antithetic : array-like of the shape of `gradients`, default=None
+            Gradients of the same batches with the noise reversed.
+        coef : array-like of shape (n_features,)
+            Coefficients where the gradients were taken, without the intercept.
+        batch_size : int
+            Rows in each batch.
+        radii : array-like of shape (n_radii,), default=None
+            Radii of the attack, increasing. None is 51 radii from 0 to 1.
+        norm : float >= 1, inf or "mahalanobis", default=2
+            Norm of the attack.
+        target : {"observed", "clean"}, default="observed"
+            What the error is against.
+        noise_variance : float, default=None
+            Variance of the noise in the target. None estimates it from pairs.
+        confidence_level : float, default=0.95
+            Nominal coverage of the band, over all radii at once.
+        has_intercept : bool, default=False
+            Whether column 0 is the gradient of the intercept.
+        scale, covariance : array-like, default=None
+            Budgets of the features, or covariance of the Mahalanobis norm, see `dual_norm`.
+        name : str, default=None
+            Name of the curve. None says that it comes from gradients, and the target.
+        ax : matplotlib Axes, default=None
+            Axes to plot on. None makes a new figure.
+        **kwargs : dict
+            Arguments of `plot`.
+
+        Returns
+        -------
+        display : AdversarialRiskDisplay
+            The display, plotted.
+
+        Raises
+        ------
+        ValueError
+            If radii are not increasing from zero or more, or `gradient_adversarial_risk` refuses
+            the gradients.
+        """
+        found = gradient_adversarial_risk(
+            gradients,
+            antithetic,
+            coef=coef,
+            batch_size=batch_size,
+            radius=_checked_radii(radii),
+            norm=norm,
+            target=target,
+            noise_variance=noise_variance,
+            confidence_level=confidence_level,
+            has_intercept=has_intercept,
+            scale=scale,
+            covariance=covariance,
+        )
+        display = cls(
+            radii=np.asarray(found.radius),
+            value=np.asarray(found.value),
+            low=np.asarray(found.low),
+            high=np.asarray(found.high),
+            names=[f"From gradients, {target} target" if name is None else name],
+            norm=norm,
+            radius_unit=_unit(scale, "scale"),
+            confidence_level=confidence_level,
+        )
+        return display.plot(ax, **kwargs)
+
+    def __repr__(self) -> str:
+        curves, r = np.atleast_2d(self.value), np.asarray(self.radii)
+        names = "" if self.names is None else f" ({', '.join(self.names)})"
+        return (
+            f"<AdversarialRiskDisplay of {self.metric}: {len(curves)} "
+            f"curve{'s' * (len(curves) > 1)}{names} at {len(r)} radii from {r[0]:g} to {r[-1]:g}>"
+        )
+
+
+def _named(estimators: Any) -> dict[str, Any]:
+    if hasattr(estimators, "predict") or not hasattr(estimators, "__len__"):
+        raise TypeError(
+            "estimators must be a dict or a list of fitted models, got "
+            f"{type(estimators).__name__}. For one model use from_estimator."
+        )
+    if not len(estimators):
+        raise ValueError("estimators is empty. Pass a dict or a list of fitted models.")
+    if hasattr(estimators, "items"):
+        return dict(estimators)
+    kinds = [type(estimator).__name__ for estimator in estimators]
+    total, seen = Counter(kinds), Counter[str]()
+    named = {}
+    for kind, estimator in zip(kinds, estimators, strict=True):
+        seen[kind] += 1
+        named[kind if total[kind] == 1 else f"{kind} {seen[kind]}"] = estimator
+    return named
+
+
+def _checked_radii(radii: npt.ArrayLike | None) -> Array:
+    if radii is None:
+        return np.linspace(0.0, 1.0, 51)
+    r = np.asarray(radii, dtype=np.float64)
+    if (
+        r.ndim != 1
+        or not len(r)
+        or not np.all(np.isfinite(r))
+        or r[0] < 0
+        or np.any(r[1:] <= r[:-1])
+    ):
+        raise ValueError(
+            "radii must be one-dimensional, finite, >= 0 and increasing, such as "
+            f"np.linspace(0, 1, 51), got {radii!r}."
+        )
+    return r
+
+
+def _unit(scale: Any, name: str) -> str:
+    return "units of X" if scale is None else f"multiples of {name}"
