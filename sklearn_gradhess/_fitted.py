@@ -88,6 +88,29 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         self.n_batches_ = memory.n_batches
         self.n_samples_seen_ = memory.n_samples
 
+    @classmethod
+    def _from_factor(
+        cls,
+        factor: Array,
+        *,
+        n_batches: int,
+        n_samples: int,
+        batch_size: int,
+        has_intercept: bool,
+        loss: str,
+    ) -> Any:
+        """Return the estimator that has seen a sketch of the Hessian, in factor form."""
+        make: Any = cls
+        estimator = make(batch_size=batch_size, loss=loss, assume_centered=not has_intercept)
+        estimator.n_features_in_ = factor.shape[1] - has_intercept
+        estimator.batch_size_ = batch_size
+        estimator._inherent, estimator._dtype = 0.0, np.dtype(np.float64)
+        estimator._calibrate()
+        memory = estimator._start(estimator.n_features_in_, has_intercept=has_intercept)
+        estimator._memory = memory.with_factor(factor, n_batches=n_batches, n_samples=n_samples)
+        estimator._finalize()
+        return estimator
+
     def _hessian_factor(self, *, intercept: bool) -> Array:
         """Triangular root of the Hessian, with the intercept's coordinate in front or without."""
         if self._memory.has_intercept == intercept:

@@ -609,28 +609,6 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             keep=isinstance(self.shrinkage, str),
         )
 
-    @classmethod
-    def _from_factor(
-        cls,
-        factor: npt.NDArray[np.float64],
-        *,
-        n_batches: int,
-        n_samples: int,
-        batch_size: int,
-        has_intercept: bool,
-        loss: str,
-    ) -> Self:
-        """Return the estimator that has seen a sketch of the Hessian, in factor form."""
-        estimator = cls(batch_size=batch_size, loss=loss, assume_centered=not has_intercept)
-        estimator.n_features_in_ = factor.shape[1] - has_intercept
-        estimator.batch_size_ = batch_size
-        estimator._inherent, estimator._dtype = 0.0, np.dtype(np.float64)
-        estimator._calibrate()
-        memory = estimator._start(estimator.n_features_in_, has_intercept=has_intercept)
-        estimator._memory = memory.with_factor(factor, n_batches=n_batches, n_samples=n_samples)
-        estimator._finalize()
-        return estimator
-
     def _calibrate(self) -> None:
         self.noise_variance_ = 0.0
         if self.noise != "none":

@@ -61,9 +61,8 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         Step on differences to the full gradient. Without it steps are plain stochastic gradients,
         which come to rest at a distance: for comparison.
     noise : {"antithetic", "single"}, default="antithetic"
-        "single": see nothing but one noisy gradient a batch, for curvature and for direction, as
-        the paper's server does. For those who may not see data; statistically about batch_size
-        times less efficient. One output, at most two classes.
+        "single": see one noisy gradient a batch and nothing else, for curvature and direction, as
+        the paper's server does; batch_size times less efficient. One output, at most two classes.
     noise_scale : float, default=1.0
         Total noise over the batch size, for noise="single".
     preconditioner : {"auto", "identity"} or GradientCovarianceEstimator, default="auto"
@@ -359,9 +358,8 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         Step on differences to the full gradient. Without it steps are plain stochastic gradients,
         which come to rest at a distance: for comparison.
     noise : {"antithetic", "single"}, default="antithetic"
-        "single": see nothing but one noisy gradient a batch, for curvature and for direction, as
-        the paper's server does. For those who may not see data; statistically about batch_size
-        times less efficient. One output, at most two classes.
+        "single": see one noisy gradient a batch and nothing else, for curvature and direction, as
+        the paper's server does; batch_size times less efficient. One output, at most two classes.
     noise_scale : float, default=1.0
         Total noise over the batch size, for noise="single".
     preconditioner : {"auto", "identity"} or GradientCovarianceEstimator, default="auto"
