@@ -2,6 +2,9 @@
 
 noise          how much target noise turns the covariance of batch gradients into the Hessian
 covariance     GradientCovarianceEstimator: the Hessian from data or from gradients alone; whitening
+linear_model   regression and classification by SGD, preconditioned with that Hessian
+metrics        risk under attack: exact, as a scorer for searches, or from gradients alone
+plotting       AdversarialRiskDisplay: that risk against the radius of the attack
 diagnostics    how many batches are needed, and what may be wrong with an estimate
 datasets       regressions whose Hessian is known
 """

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_gradhess._affine import Table, batches
 from sklearn_gradhess._risk import dual_norm
+from sklearn_gradhess._table import Table, batches
 
 __all__ = ["Attack", "AttackOnTable"]
 

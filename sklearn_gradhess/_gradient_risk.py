@@ -79,9 +79,9 @@ class GradientAdversarialRisk:
     scheme: str
     confidence_level: float
     excess_risk: float
-    excess_risk_interval: tuple[float, float]
-    noise_variance: float
     mean_squared_error: float
+    noise_variance: float
+    excess_risk_interval: tuple[float, float]
     mean_squared_error_interval: tuple[float, float]
     dual_norm: float
     n_batches: int

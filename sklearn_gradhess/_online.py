@@ -23,6 +23,7 @@ Array = npt.NDArray[np.float64]
 # Curvature below which a row tells nothing of where its loss is minimal
 _FLAT = 1e-6
 _REFITS = 4
+_FIRST_REFITS = 50  # of the first chunk, which starts from nothing
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ class OnlineModel:
         """Weight of the rows that the models stand for."""
         return sum(block.n_rows for block in self.blocks)
 
-    def starting_from(self, factors: list[Array], n_rows: float) -> "OnlineModel":
+    def starting_from(self, factors: list[Array], n_rows: float, problem: Problem) -> "OnlineModel":
         """Return the model that stands for a solution W and its Hessian, over so many rows."""
         root = np.sqrt(n_rows)
+        # Where W is penalised the loss alone has a slope: minus that of the penalty
+        slope = problem.penalty_gradient(self.W)
         whole = tuple(
-            root * triangular_factor(np.column_stack([f, f @ w]))
-            for f, w in zip(_one_a_column(factors, self.W), self.W.T, strict=True)
+            root * triangular_factor(np.column_stack([f, f @ w + f @ factorize(f).solve(g)]))
+            for f, w, g in zip(_one_a_column(factors, self.W), self.W.T, slope.T, strict=True)
         )
         return replace(self, blocks=(_Block(whole, n_rows),))
 
@@ -82,7 +85,11 @@ class OnlineModel:
         if chunk.has_intercept:
             Z = np.column_stack([np.ones(len(Z)), Z])
         W, clipped = self.W, 0
-        for _ in range(1 if chunk.quadratic else _REFITS):
+        if not self.blocks and not chunk.quadratic and chunk.has_intercept and not W.any():
+            W = W.copy()
+            W[0] = chunk.loss.link(chunk.weighted(chunk.Y).sum(axis=0) / n_rows)
+        refits = _REFITS if self.blocks else _FIRST_REFITS
+        for _ in range(1 if chunk.quadratic else refits):
             block = last.add(_models(chunk, Z, W), n_rows)
             before, (W, clipped) = W, _minimiser((*kept, block), chunk)
             if np.allclose(W, before, rtol=1e-6):
@@ -111,7 +118,11 @@ def _models(chunk: Problem, Z: Array, W: Array) -> list[Array]:
     """Rows ``sqrt(w v) (z, q)`` for each column of W."""
     raw = Z @ W
     gradient = chunk.loss.gradient(chunk.Y, raw)
-    curvature = np.maximum(chunk.loss.curvature(chunk.Y, raw), _FLAT)
+    if chunk.loss.name in ("huber", "poisson"):
+        # Their second derivative may vanish or explode over a step; the secant does not
+        curvature = chunk.loss.stiffness(chunk.Y, raw)
+    else:
+        curvature = np.maximum(chunk.loss.curvature(chunk.Y, raw), _FLAT)
     if hasattr(chunk.loss, "hessian_product"):
         curvature = 2 * curvature  # bounds the Hessian, whose columns are coupled
     response = raw - gradient / curvature

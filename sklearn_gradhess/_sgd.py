@@ -18,6 +18,7 @@ from sklearn_gradhess._online import OnlineModel
 from sklearn_gradhess._sketch import Sketch, fixed_sketch
 from sklearn_gradhess._solver import Settings, Solution, solve
 from sklearn_gradhess._validation import (
+    CALLBACK_FRAMES,
     CallbackSupportMixin,
     Interval,
     StrOptions,
@@ -103,6 +104,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                 shuffle=self.shuffle,
                 n_threads=effective_n_threads(),
                 fixed=self._fixed_preconditioner(problem, sample_weight),
+                judge=self.preconditioner == "identity",
                 safeguard=self.preconditioner != "identity" and self.variance_reduction,
                 on_iteration=monitor,
             )
@@ -122,12 +124,12 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         labels: Any,
         rng: np.random.Generator,
     ) -> tuple[Any, Array, Array | None, Any, Problem]:
-        n = Y.shape[0]
+        rows = np.arange(Y.shape[0]) if sample_weight is None else np.flatnonzero(sample_weight)
         train, test = train_test_split(
-            np.arange(n),
+            rows,
             test_size=self.validation_fraction,
             random_state=int(rng.integers(2**31)),
-            stratify=labels if isinstance(self, ClassifierMixin) else None,
+            stratify=labels[rows] if isinstance(self, ClassifierMixin) else None,
         )
         train, test = np.sort(train), np.sort(test)
         weights = (None, None)
@@ -177,7 +179,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         self.learning_rate_ = solution.learning_rate
         self.converged_ = solution.converged
         self._factors = solution.sketch.factors
-        self._n_seen = float(problem.n)
+        self._n_seen = float(problem.count or problem.n)
         self.__dict__.pop("_online", None)
         if isinstance(self.preconditioner, str) and self.noise != "single":
             self.covariance_estimator_ = GradientCovarianceEstimator._from_factor(
@@ -197,7 +199,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                 "are constant, linear combinations of others, or more than the rows. The solution "
                 "is the one without the other directions; use alpha > 0 for a ridge solution.",
                 CalibrationWarning,
-                stacklevel=5,
+                stacklevel=5 + CALLBACK_FRAMES,
             )
         if not solution.converged and not stopped:
             last = solution.history[-1]
@@ -207,19 +209,24 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                 f"{self.tol * last['floor']:.3g}. Increase max_iter or tol"
                 + (", or use preconditioner='auto'." if self.preconditioner == "identity" else "."),
                 ConvergenceWarning,
-                stacklevel=5,
+                stacklevel=5 + CALLBACK_FRAMES,
             )
 
     def _stream(self, X: Any, Y: Array, loss: Any, sample_weight: Array | None) -> OnlineModel:
         problem = Problem(X, Y, sample_weight, loss, self.alpha, self.fit_intercept)
         model = getattr(self, "_online", None)
+        if model is not None and model.W.shape[1] != Y.shape[1]:
+            raise ValueError(
+                f"y has {Y.shape[1]} targets, but {model.W.shape[1]} were fitted before. Pass the "
+                "same targets, or start a new estimator."
+            )
         if model is None:
             W = np.zeros((problem.p, Y.shape[1]))
             if hasattr(self, "_factors"):
                 W = self._coefficients()
             model = OnlineModel(W)
             if hasattr(self, "_factors"):
-                model = model.starting_from(self._factors, self._n_seen)
+                model = model.starting_from(self._factors, self._n_seen, problem)
         model = model.update(problem)
         if not np.isfinite(model.W).all():
             raise ValueError(

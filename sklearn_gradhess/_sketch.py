@@ -20,6 +20,9 @@ __all__ = ["Sketch", "fixed_sketch", "sketch"]
 Array = npt.NDArray[np.float64]
 # Multiplications below which the exact Hessian costs nothing to speak of
 _EXACT = 2e8
+_ROUNDING = 512.0
+_EPS = np.finfo(np.float64).eps
+_PROBES = 16  # random directions that estimate leverages, to about a third of their size
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Sketch:
     n_batches: int
     n_clipped: int
     curvature_scale: float = 1.0
+    probes: list[Array] | None = None
 
     def newton(self, gradient: Array) -> Array:
         """P^-1 times the gradient."""
@@ -138,6 +142,10 @@ def sketch(
         target = np.column_stack([np.bincount(batch, c) for c in columns])
     t = 0 if target is None else target.shape[1]
     factors = [np.zeros((p + t, p + t)) for _ in range(coefficients.shape[1])]
+    k = int(batch.max()) + 1
+    # Combinations of the rows, not of coordinates: as equivariant as the rows are
+    mix = rng.standard_normal((0 if exact else k, _PROBES))
+    probes = [np.zeros((p, _PROBES)) for _ in factors]
     for start, sums, _ in batch_sums(
         problem.X,
         RowCoefficients(coefficients),
@@ -149,11 +157,12 @@ def sketch(
     ):
         for j, factor in enumerate(factors):
             rows = sums[:, j]
+            if not exact:
+                probes[j] += rows.T @ mix[start : start + len(rows)]
             if target is not None:
                 rows = np.column_stack([rows, target[start : start + len(rows)]])
             factors[j] = triangular_factor(np.vstack([factor, rows]))
     factors = [f / np.sqrt(n) for f in factors]
-    k = int(batch.max()) + 1
     debias = 1.0 if exact else (k - p - 1) / k
     whiten, n_clipped = [], 0
     for factor in factors:
@@ -175,7 +184,20 @@ def sketch(
         k,
         n_clipped,
         2.0 if hasattr(problem.loss, "hessian_product") else 1.0,
+        None
+        if exact
+        else [_probes(T, g, problem, rng) for T, g in zip(whiten, probes, strict=True)],
     )
+
+
+def _probes(T: Array, sums: Array, problem: Problem, rng: np.random.Generator) -> Array:
+    """Random directions u with ``E u u'`` the inverse of P, over the root of their number."""
+    g = sums / np.sqrt(problem.n)
+    if problem.alpha:
+        g[problem.has_intercept :] += np.sqrt(problem.alpha) * rng.standard_normal(
+            (problem.p - problem.has_intercept, _PROBES)
+        )
+    return T @ (T.T @ g) / np.sqrt(_PROBES)
 
 
 def fixed_sketch(factor: Array, problem: Problem, *, ratio: float) -> Sketch:
@@ -189,6 +211,8 @@ def _whitening(factor: Array, problem: Problem) -> tuple[Array, int]:
     if problem.alpha:
         penalty = np.sqrt(problem.alpha) * np.eye(problem.p)[problem.has_intercept :]
         factor = triangular_factor(np.vstack([factor, penalty]))
-    preconditioner = factorize(factor)
+    # Rounding of a column adds up over the blocks of rows that the factor was built from
+    norms = np.linalg.norm(factor, axis=0)
+    preconditioner = factorize(factor, rounding=max(_ROUNDING / problem.p, 1.0) * _EPS * norms)
     method = "pca" if preconditioner.n_clipped else "cholesky"
     return preconditioner.whitening(method)[0], preconditioner.n_clipped  # type: ignore[arg-type]

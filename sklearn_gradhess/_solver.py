@@ -22,14 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_gradhess._objective import Evaluation, Problem
-from sklearn_gradhess._sketch import Sketch, sketch
+from sklearn_gradhess._sketch import _PROBES, Sketch, sketch
 
 __all__ = ["Settings", "Solution", "solve"]
 
 Array = npt.NDArray[np.float64]
-_PROBES = 16  # random directions that estimate leverages, to about a third of their size
 _MOVED = 0.5  # relative change of the curvature that asks for a new sketch
 _FAST = 20.0  # factor by which one round of steps should shrink the decrement
+_SINGULAR = 1e-3  # curvature, against what the sketch assumes, too small for a Newton step
 _STEPS = 40  # variance-reduced steps between two full gradients
 
 
@@ -47,6 +47,7 @@ class Settings:
     shuffle: bool = True
     n_threads: int = 1
     fixed: Sketch | None = None
+    judge: bool = False  # whether `fixed` tells nothing of the Hessian, nor of convergence
     safeguard: bool = True
     on_iteration: Callable[[Array, dict[str, Any]], bool] | None = None
 
@@ -79,7 +80,9 @@ def solve(
     start : ndarray of shape (p, t), default=None
         Where to start; None finds a start of its own.
     """
-    return _Run(problem, settings, rng).solve(start)
+    # Steps that diverge are caught and undone
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _Run(problem, settings, rng).solve(start)
 
 
 class _Run:
@@ -91,6 +94,7 @@ class _Run:
         self.rng = rng
         self.passes = 0.0
         self.sketch: Sketch | None = settings.fixed
+        self.judge: Sketch | None = None
         self.leverage: Array | None = None
         self.eta = settings.learning_rate or 0.0
         self.cautious = False
@@ -106,23 +110,33 @@ class _Run:
         for iteration in range(settings.max_iter + 1):
             evaluation = self._evaluate(W)
             assert self.sketch is not None
-            decrement = self.sketch.decrement(evaluation.gradient)
+            decrement = self._decrement(evaluation)
             floor = self._floor(evaluation.raw)
             failed = best is not None and not self._improved(evaluation, decrement, best, careful)
             if best is not None and failed and (careful or not settings.safeguard):
-                # A Newton step with line search gains nothing: what is left is rounding
-                converged = min(decrement, best[2]) <= settings.tol * floor
-                if evaluation.objective < best[1].objective:
-                    best = (W, evaluation, decrement)
                 self._record(evaluation, decrement, floor, clock)
-                break
+                slack = 1e-13 * (1 + abs(best[1].objective))
+                level = evaluation.objective <= best[1].objective + slack
+                if evaluation.objective < best[1].objective or (level and decrement < best[2]):
+                    best = (W, evaluation, decrement)
+                converged = best[2] <= settings.tol * self._floor(best[1].raw)
+                if converged or self.cautious or not settings.safeguard:
+                    # A Newton step with line search gains nothing: what is left is rounding
+                    break
+                # The second derivative misleads; that of the bound does not
+                self.cautious = True
+                W, evaluation, decrement = best
+                self._refresh(evaluation)
+                W = self._step(W, evaluation, self._decrement(evaluation), 0.0, True)
+                continue
             if best is not None and failed:
                 careful = True
                 if not evaluation.objective <= best[1].objective:
                     W, evaluation, decrement = best
+                    floor = self._floor(evaluation.raw)
             elif self._stale(evaluation, decrement):
                 self._refresh(evaluation)
-                decrement = self.sketch.decrement(evaluation.gradient)
+                decrement = self._decrement(evaluation)
             self._record(evaluation, decrement, floor, clock)
             best = (W, evaluation, decrement)
             # Where every pass is cheap, go on until nothing is left to see
@@ -191,6 +205,14 @@ class _Run:
             self.sketch = self._make_sketch(evaluation.raw)
         return evaluation
 
+    def _decrement(self, evaluation: Evaluation) -> float:
+        """Squared Newton decrement, from a sketch of its own where the steps' is no Hessian."""
+        if self.settings.judge and self.judge is None:
+            self.judge = self._make_sketch(evaluation.raw)
+        sketched = self.judge or self.sketch
+        assert sketched is not None
+        return sketched.decrement(evaluation.gradient)
+
     def _refresh(self, evaluation: Evaluation) -> None:
         """Sketch the Hessian where it is now; the leverages have to be measured anew."""
         self.sketch = self._make_sketch(evaluation.raw)
@@ -222,6 +244,8 @@ class _Run:
 
     def _probes(self) -> list[Array]:
         assert self.sketch is not None
+        if self.sketch.probes is not None:
+            return self.sketch.probes
         return [
             T @ self.rng.standard_normal((T.shape[1], _PROBES)) / np.sqrt(_PROBES)
             for T in self.sketch.whiten
@@ -255,8 +279,9 @@ class _Run:
         """Whether a step did what its kind should do: halve the decrement, or descend."""
         slack = 1e-13 * (1 + abs(best[1].objective))
         gain = best[1].objective - evaluation.objective
+        steady = careful or not self.settings.safeguard
         halved = decrement <= 0.5 * best[2] and gain >= -slack
-        return bool(np.isfinite(decrement) and (halved or (careful and gain > slack)))
+        return bool(np.isfinite(decrement) and (halved or (steady and gain > slack)))
 
     def _step(
         self, W: Array, evaluation: Evaluation, decrement: float, target: float, careful: bool
@@ -348,13 +373,18 @@ class _Run:
         residual = -evaluation.gradient
         z = sketched.newton(residual)
         direction, rho = z, float(np.sum(residual * z))
+        image = residual  # P times the direction
         for _ in range(30):
             if not rho > goal:
                 break
             product, raw_direction = problem.hessian_product(evaluation.raw, direction, stiffness)
             self.passes += 1
             curvature = float(np.sum(direction * product))
-            if not curvature > 0:
+            if not curvature > _SINGULAR * float(np.sum(direction * image)):
+                if stiffness is None and not problem.quadratic:
+                    # Rows are flat here, not where a step would lead
+                    self.cautious = True
+                    return self._newton_step(W, evaluation, decrement, target)
                 break
             step = rho / curvature
             U, raw_u = U + step * direction, raw_u + step * raw_direction
@@ -362,6 +392,7 @@ class _Run:
             z = sketched.newton(residual)
             rho, previous = float(np.sum(residual * z)), rho
             direction = z + (rho / previous) * direction
+            image = residual + (rho / previous) * image
         t = self._line_search(W, U, raw_u, evaluation)
         self.cautious = t < 0.5  # the next step then assumes the curvature of a secant
         return W + t * U

@@ -15,10 +15,14 @@ from sklearn.utils.validation import _check_sample_weight, assert_all_finite, va
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
+
+    CALLBACK_FRAMES = 1
 except ImportError:  # scikit-learn before 1.9
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
         """Stand-in where scikit-learn has no callbacks."""
+
+    CALLBACK_FRAMES = 0
 
     def with_callbacks(method: Any) -> Any:
         """Return the method as it is."""
@@ -26,6 +30,7 @@ except ImportError:  # scikit-learn before 1.9
 
 
 __all__ = [
+    "CALLBACK_FRAMES",
     "CallbackSupportMixin",
     "Hidden",
     "Interval",
@@ -242,6 +247,10 @@ def unchanged_on_error(estimator: Any) -> Iterator[None]:
     except BaseException:
         if stream is not None:
             stream.state = state
+        # scikit-learn tears callbacks down after this, and needs to know which
+        names = ("_callback_fit_ctx", "_skl_callbacks_to_teardown")
+        callbacks = {name: vars(estimator)[name] for name in names if name in vars(estimator)}
         vars(estimator).clear()
         vars(estimator).update(before)
+        vars(estimator).update(callbacks)
         raise

@@ -620,7 +620,12 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     def _class_weighted(self, y: Any, sample_weight: Array | None) -> Array | None:
         if self.class_weight is None:
             return sample_weight
-        weights = compute_sample_weight(self.class_weight, y)
+        if isinstance(self.class_weight, dict):  # a chunk of a stream may lack some of them
+            labels, codes = np.unique(y, return_inverse=True)
+            each = [float(self.class_weight.get(label, 1.0)) for label in labels.tolist()]
+            weights = np.array(each)[codes]
+        else:
+            weights = compute_sample_weight(self.class_weight, y)
         return weights if sample_weight is None else weights * sample_weight
 
     def _attributes(self, W: Array, dtype: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from sklearn_gradhess._affine import (
     EffectiveCoef,
-    Table,
     check_finite,
     check_on_nonaffine,
     effective_coef,
@@ -25,6 +24,7 @@ from sklearn_gradhess._affine import (
 from sklearn_gradhess._attack import Attack
 from sklearn_gradhess._gradient_risk import GradientAdversarialRisk, gradient_adversarial_risk
 from sklearn_gradhess._risk import dual_norm, gaussian_adversarial_risk
+from sklearn_gradhess._table import Table
 from sklearn_gradhess._validation import check_weights
 
 __all__ = [

@@ -48,7 +48,7 @@ from sklearn.preprocessing import (
 from sklearn.svm import SVR, LinearSVR
 from sklearn.tree import DecisionTreeRegressor
 
-from sklearn_gradhess import _affine
+from sklearn_gradhess import _table
 from sklearn_gradhess.metrics import EffectiveCoef, effective_coef
 
 X, Y = load_diabetes(return_X_y=True, scaled=False)
@@ -369,7 +369,7 @@ def test_cost_and_memory(monkeypatch):
     assert sum(sizes) <= 2 * 400 + 160
     assert len(sizes) <= 5
     sizes.clear()
-    monkeypatch.setattr(_affine, "BATCH_VALUES", 10_000)
+    monkeypatch.setattr(_table, "BATCH_VALUES", 10_000)
     assert effective_coef(SimpleNamespace(predict=predict), wide).residual < ROUNDING
     assert max(sizes) <= 25
 

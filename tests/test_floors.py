@@ -13,20 +13,33 @@ import sklearn_gradhess
 PACKAGE = "sklearn_gradhess"
 FLOORS = {
     "noise": 0,
+    "exceptions": 0,
     "_losses": 0,
     "_moments": 0,
+    "_objective": 0,
     "_preconditioner": 0,
-    "exceptions": 0,
-    "_schemes": 1,
+    "_risk": 0,
+    "_gradient_risk": 1,
     "_gradients": 1,
+    "_online": 1,
+    "_schemes": 1,
     "_validation": 1,
     "datasets": 1,
     "diagnostics": 1,
     "_fitted": 2,
+    "_sketch": 2,
+    "_table": 2,
+    "_affine": 3,
+    "_attack": 3,
+    "_solver": 3,
     "covariance": 3,
-    "__init__": 4,
+    "_sgd": 4,
+    "metrics": 4,
+    "linear_model": 5,
+    "plotting": 5,
+    "__init__": 6,
 }
-MAX_FILE_LINES = 660
+MAX_FILE_LINES = 710  # docstrings included
 MAX_BODY_LINES = 60
 FILES = {
     ".".join(path.relative_to(root).with_suffix("").parts): path
@@ -92,7 +105,15 @@ def test_imports_within_the_package_go_strictly_downwards(module):
 @each_floor
 def test_the_ground_floor_needs_numpy_and_scipy_and_the_rest_scikit_learn_only(module):
     allowed = {"numpy", "scipy"} if FLOORS[module] == 0 else {"numpy", "scipy", "sklearn", PACKAGE}
-    assert third_party(module) <= allowed
+    assert third_party(module) <= allowed | ({"matplotlib"} if module == "plotting" else set())
+
+
+def test_plotting_imports_matplotlib_in_functions_only():
+    on_top = [
+        node for node in TREES["plotting"].body if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert on_top
+    assert "matplotlib" not in "".join(map(ast.unparse, on_top))
 
 
 @pytest.mark.parametrize("module", sorted(set(FILES) - {"_validation"}))
@@ -165,4 +186,6 @@ def test_public_names_exist_and_are_documented(module):
 @pytest.mark.parametrize("module", PUBLIC)
 def test_public_names_are_made_in_the_module_that_lists_them(module):
     loaded = importlib.import_module(qualified(module))
-    assert {getattr(loaded, name).__module__ for name in loaded.__all__} == {qualified(module)}
+    private = {qualified(name) for name in siblings(module) if name.startswith("_")}
+    made_in = {getattr(loaded, name).__module__ for name in loaded.__all__}
+    assert made_in <= {qualified(module)} | private

@@ -64,7 +64,7 @@ def test_any_chunking_is_least_squares(cuts, intercept):
 def test_after_every_chunk_it_is_ridge_of_the_rows_so_far(data, size):
     X, y = data
     model = Regressor(alpha=0.1)
-    for stop in range(size, 5 * size + 1, size):
+    for stop in range(size, min(5 * size, 200) + 1, size):
         piece = slice(stop - size, stop)
         model.partial_fit(X[piece], y[piece])
         X_seen, y_seen = X[:stop], y[:stop]
@@ -241,10 +241,10 @@ def test_a_chunk_may_lack_a_class_that_has_a_weight():
     assert_array_equal(model.classes_, [0, 1])
 
 
-def test_a_chunk_without_weight_changes_nothing(data):
+def test_a_chunk_without_weight_is_refused(data):
     X, y = data
     model = Regressor().partial_fit(X, y)
-    with pytest.raises(ValueError, match="sample_weight is zero for every row"):
+    with pytest.raises(ValueError, match=r"is zero for every row|at least one non-zero"):
         model.partial_fit(X, y, np.zeros(200))
 
 
@@ -275,9 +275,7 @@ def test_classes_may_be_named_again(two_classes):
 
 def test_new_labels_are_refused(two_classes):
     model, X, y = two_classes
-    with pytest.raises(
-        ValueError, match=r"labels \[2\] that are not among classes \[0, 1\]\. Name"
-    ):
+    with pytest.raises(ValueError, match=r"\[2\] that are not among classes \[0, 1\]\. Name"):
         model.partial_fit(X, np.where(y, 2, 0))
 
 
@@ -290,14 +288,14 @@ def test_balanced_weights_need_all_labels_at_once():
 def test_targets_of_another_number_are_refused(data):
     X, y = data
     model = Regressor().partial_fit(X, y)
-    with pytest.raises(ValueError, match="target|output"):
+    with pytest.raises(ValueError, match="y has 2 targets, but 1 were fitted before"):
         model.partial_fit(X, np.column_stack([y, y]))
 
 
 def test_overflow_is_refused(data):
     with (
         np.errstate(all="ignore"),
-        pytest.raises(ValueError, match="overflow|NaN or infinite|too large"),
+        pytest.raises(ValueError, match="overflow"),
     ):
         Regressor().partial_fit(1e300 * data[0], 1e300 * data[1])
 

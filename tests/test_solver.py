@@ -401,8 +401,7 @@ def test_mini_batches_reach_least_squares(mini_batches, rng):
 @pytest.mark.parametrize("rate", [2.0, 10.0, 1e6])
 def test_a_step_size_that_diverges_is_caught(mini_batches, rng, rate):
     problem = regression(rng)
-    with np.errstate(over="ignore", invalid="ignore"):
-        solution = solve(problem, Settings(learning_rate=rate), rng)
+    solution = solve(problem, Settings(learning_rate=rate), rng)
     assert solution.converged
     assert gap(problem, solution.W) < 0.05
 
@@ -425,7 +424,7 @@ def test_newton_steps_descend_from_far_away(rng, name, scale):
     losses = [record["loss"] for record in solution.history]
     assert solution.converged
     assert np.all(np.diff(losses) <= 1e-12 * np.abs(losses[:-1]) + 1e-15)
-    assert_allclose(problem.evaluate(solution.W).gradient, 0, atol=1e-5)
+    assert_allclose(problem.evaluate(solution.W).gradient, 0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", LOSSES)
