@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._objective import Problem
-from sklearn_gradhess._preconditioner import factorize
+from sklearn_gradhess._preconditioner import accumulated_rounding, factorize
 
 __all__ = ["OnlineModel"]
 
@@ -147,7 +147,7 @@ def _minimiser(blocks: tuple[_Block, ...], chunk: Problem) -> tuple[Array, int]:
             ridge[0] = 0.0
         rows.append(np.column_stack([np.diag(np.sqrt(ridge)), np.zeros(p)]))
         factor = triangular_factor(np.vstack(rows))
-        preconditioner = factorize(factor[:p, :p])
+        preconditioner = factorize(factor[:p, :p], rounding=accumulated_rounding(factor[:p, :p]))
         columns.append(preconditioner.solve(factor[:p, :p].T @ factor[:p, p]))
         clipped = max(clipped, preconditioner.n_clipped)
     return np.column_stack(columns), clipped

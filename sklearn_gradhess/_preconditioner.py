@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack, solve_triangular
 
-__all__ = ["Preconditioner", "factorize"]
+__all__ = ["Preconditioner", "accumulated_rounding", "factorize"]
 
 Array = npt.NDArray[np.float64]
 Whitening = Literal["zca", "pca", "cholesky"]
@@ -170,6 +170,15 @@ def factorize(
         return Preconditioner(factor, damping, constant)
     clipped = (s[kept, None] * vt[kept]) * norms
     return Preconditioner(_triangular(clipped), damping, constant)
+
+
+def accumulated_rounding(factor: Array) -> Array:
+    """Rounding error of each column of a factor that was built up from many blocks of rows.
+
+    512 eps of the column's norm covers what is left of a constant feature beside an intercept;
+    `factorize` multiplies by the number of columns, which is more than enough for many.
+    """
+    return max(512 / factor.shape[1], 1.0) * np.finfo(np.float64).eps * _norms(factor)
 
 
 def _triangular(root: Array) -> Array:

@@ -5,24 +5,23 @@ preconditioner P whose P^-1 H has eigenvalues in [1/3, 3] for four batches a coe
 (MATH section 4.1).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_gradhess._gradients import RowCoefficients, batch_index, batch_sums
+from sklearn_gradhess._gradients import BatchSums, RowCoefficients, batch_index, batch_sums
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._objective import Problem
-from sklearn_gradhess._preconditioner import factorize
+from sklearn_gradhess._preconditioner import accumulated_rounding, factorize
 
-__all__ = ["Sketch", "fixed_sketch", "sketch"]
+__all__ = ["PROBES", "Sketch", "fixed_sketch", "sketch"]
 
 Array = npt.NDArray[np.float64]
 # Multiplications below which the exact Hessian costs nothing to speak of
 _EXACT = 2e8
-_ROUNDING = 512.0
-_EPS = np.finfo(np.float64).eps
-_PROBES = 16  # random directions that estimate leverages, to about a third of their size
+PROBES = 16  # random directions that estimate leverages, to about a third of their size
 
 
 @dataclass(frozen=True)
@@ -139,65 +138,71 @@ def sketch(
     target = None
     if raw is None:
         columns = (coefficients[:, 0] * y for y in problem.Y.T)
-        target = np.column_stack([np.bincount(batch, c) for c in columns])
-    t = 0 if target is None else target.shape[1]
-    factors = [np.zeros((p + t, p + t)) for _ in range(coefficients.shape[1])]
+        target = np.column_stack([np.bincount(batch, c).astype(np.float64) for c in columns])
     k = int(batch.max()) + 1
     # Combinations of the rows, not of coordinates: as equivariant as the rows are
-    mix = rng.standard_normal((0 if exact else k, _PROBES))
-    probes = [np.zeros((p, _PROBES)) for _ in factors]
-    for start, sums, _ in batch_sums(
+    mix = rng.standard_normal((0 if exact else k, PROBES))
+    runs = batch_sums(
         problem.X,
         RowCoefficients(coefficients),
         batch,
         batch_size=batch_size,
-        contiguous=batch_size == 1 or not shuffle,
+        contiguous=exact or not shuffle,
         has_intercept=problem.has_intercept,
         n_threads=n_threads,
-    ):
-        for j, factor in enumerate(factors):
-            rows = sums[:, j]
-            if not exact:
-                probes[j] += rows.T @ mix[start : start + len(rows)]
-            if target is not None:
-                rows = np.column_stack([rows, target[start : start + len(rows)]])
-            factors[j] = triangular_factor(np.vstack([factor, rows]))
-    factors = [f / np.sqrt(n) for f in factors]
+    )
+    factors, mixed = _accumulate(runs, coefficients.shape[1], p, target, mix)
+    factors, mixed = [f / np.sqrt(n) for f in factors], [m / np.sqrt(n) for m in mixed]
     debias = 1.0 if exact else (k - p - 1) / k
-    whiten, n_clipped = [], 0
-    for factor in factors:
-        T, clipped = _whitening(factor[:p, :p], problem)
-        whiten.append(np.sqrt(debias) * T)
-        n_clipped = max(n_clipped, clipped)
-    first = factors[0]
-    start_w = None
+    inverses = [_whitening(factor[:p, :p], problem) for factor in factors]
+    whiten = [np.sqrt(debias) * T for T, _ in inverses]
+    start = None
     if target is not None:
-        T = whiten[0] / np.sqrt(debias)
-        start_w = T @ (T.T @ (first[:p, :p].T @ first[:p, p:]))
+        T = inverses[0][0]
+        start = T @ (T.T @ (factors[0][:p, :p].T @ factors[0][:p, p:]))
+    probes = None
+    if not exact:
+        probes = [_probes(T, m, problem, rng) for T, m in zip(whiten, mixed, strict=True)]
     return Sketch(
         whiten,
-        start_w,
+        start,
         exact,
         0.0 if exact else p / k,
         [f[:p, :p] for f in factors],
         batch_size,
         k,
-        n_clipped,
+        max(clipped for _, clipped in inverses),
         2.0 if hasattr(problem.loss, "hessian_product") else 1.0,
-        None
-        if exact
-        else [_probes(T, g, problem, rng) for T, g in zip(whiten, probes, strict=True)],
+        probes,
     )
 
 
-def _probes(T: Array, sums: Array, problem: Problem, rng: np.random.Generator) -> Array:
+def _accumulate(
+    runs: Iterable[BatchSums], n_columns: int, p: int, target: Array | None, mix: Array
+) -> tuple[list[Array], list[Array]]:
+    """Triangular factor of the sketched rows and targets, and random mixtures of the rows."""
+    t = 0 if target is None else target.shape[1]
+    factors = [np.zeros((p + t, p + t)) for _ in range(n_columns)]
+    mixed = [np.zeros((p, PROBES)) for _ in range(n_columns)]
+    for start, sums, _ in runs:
+        for j in range(n_columns):
+            rows = sums[:, j]
+            if len(mix):
+                mixed[j] += rows.T @ mix[start : start + len(rows)]
+            if target is not None:
+                rows = np.column_stack([rows, target[start : start + len(rows)]])
+            factors[j] = triangular_factor(np.vstack([factors[j], rows]))
+    return factors, mixed
+
+
+def _probes(T: Array, mixed: Array, problem: Problem, rng: np.random.Generator) -> Array:
     """Random directions u with ``E u u'`` the inverse of P, over the root of their number."""
-    g = sums / np.sqrt(problem.n)
+    g = mixed.copy()
     if problem.alpha:
         g[problem.has_intercept :] += np.sqrt(problem.alpha) * rng.standard_normal(
-            (problem.p - problem.has_intercept, _PROBES)
+            (problem.p - problem.has_intercept, PROBES)
         )
-    return T @ (T.T @ g) / np.sqrt(_PROBES)
+    return T @ (T.T @ g) / np.sqrt(PROBES)
 
 
 def fixed_sketch(factor: Array, problem: Problem, *, ratio: float) -> Sketch:
@@ -211,8 +216,6 @@ def _whitening(factor: Array, problem: Problem) -> tuple[Array, int]:
     if problem.alpha:
         penalty = np.sqrt(problem.alpha) * np.eye(problem.p)[problem.has_intercept :]
         factor = triangular_factor(np.vstack([factor, penalty]))
-    # Rounding of a column adds up over the blocks of rows that the factor was built from
-    norms = np.linalg.norm(factor, axis=0)
-    preconditioner = factorize(factor, rounding=max(_ROUNDING / problem.p, 1.0) * _EPS * norms)
+    preconditioner = factorize(factor, rounding=accumulated_rounding(factor))
     method = "pca" if preconditioner.n_clipped else "cholesky"
     return preconditioner.whitening(method)[0], preconditioner.n_clipped  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_gradhess._objective import Evaluation, Problem
-from sklearn_gradhess._sketch import _PROBES, Sketch, sketch
+from sklearn_gradhess._sketch import PROBES, Sketch, sketch
 
 __all__ = ["Settings", "Solution", "solve"]
 
@@ -247,7 +247,7 @@ class _Run:
         if self.sketch.probes is not None:
             return self.sketch.probes
         return [
-            T @ self.rng.standard_normal((T.shape[1], _PROBES)) / np.sqrt(_PROBES)
+            T @ self.rng.standard_normal((T.shape[1], PROBES)) / np.sqrt(PROBES)
             for T in self.sketch.whiten
         ]
 

@@ -119,6 +119,14 @@ def test_fewer_rows_than_features_give_the_minimum_norm_fit(data):
     assert_allclose(Regressor().partial_fit(X, y).predict(X), y)
 
 
+@pytest.mark.parametrize("value", [0.1, 1.0, 1e6])
+@pytest.mark.parametrize("n", [100, 20_000])
+def test_a_constant_feature_gets_no_absurd_coefficient(rng, n, value):
+    X = np.column_stack([rng.standard_normal(n) + 1, np.full(n, value)])
+    model = stream(Regressor(), X, rng.standard_normal(n), n // 20)
+    assert np.all(np.abs(model.coef_) < 10)
+
+
 def test_a_pickled_stream_goes_on(data):
     X, y = data
     model = Regressor().partial_fit(X[:50], y[:50])
