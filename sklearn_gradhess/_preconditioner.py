@@ -173,7 +173,7 @@ def factorize(
 
 
 def accumulated_rounding(factor: Array) -> Array:
-    """Rounding error of each column of a factor that was built up from many blocks of rows.
+    """Return the rounding error of the columns of a factor that was built from blocks of rows.
 
     512 eps of the column's norm covers what is left of a constant feature beside an intercept;
     `factorize` multiplies by the number of columns, which is more than enough for many.

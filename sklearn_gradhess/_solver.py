@@ -206,12 +206,22 @@ class _Run:
         return evaluation
 
     def _decrement(self, evaluation: Evaluation) -> float:
-        """Squared Newton decrement, from a sketch of its own where the steps' is no Hessian."""
-        if self.settings.judge and self.judge is None:
+        """Squared Newton decrement, from a sketch of its own where the steps' is no Hessian.
+
+        The sketch assumes the stiffness of the rows, on the mean that much more than their
+        curvature; the decrement is that much too small.
+        """
+        problem, settings = self.problem, self.settings
+        if settings.judge and self.judge is None:
             self.judge = self._make_sketch(evaluation.raw)
         sketched = self.judge or self.sketch
         assert sketched is not None
-        return sketched.decrement(evaluation.gradient)
+        decrement = sketched.decrement(evaluation.gradient)
+        if not problem.quadratic and (settings.fixed is None or settings.judge):
+            stiffness = problem.weighted(problem.stiffness(evaluation.raw)).sum()
+            curvature = problem.weighted(problem.loss.curvature(problem.Y, evaluation.raw)).sum()
+            decrement *= min(stiffness / max(curvature, 1e-300), 10.0)
+        return decrement
 
     def _refresh(self, evaluation: Evaluation) -> None:
         """Sketch the Hessian where it is now; the leverages have to be measured anew."""
