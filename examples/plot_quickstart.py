@@ -18,7 +18,7 @@ from sklearn_gradhess import GradientCovarianceEstimator, PreconditionedSGDRegre
 from sklearn_gradhess.diagnostics import calibration_report
 from sklearn_gradhess.noise import calibrated_variance, draw_target_noise
 
-data = load_diabetes(scaled=False, as_frame=True)
+data = load_diabetes(scaled=False)
 X, y = data.data, data.target
 batch_size, n_epochs = 34, 200  # 13 batches an epoch
 
@@ -27,7 +27,7 @@ batch_size, n_epochs = 34, 200  # 13 batches an epoch
 # The client: gradients of the half mean squared error at zero, intercept first, noise calibrated.
 def client(rng):
     for rows in np.split(rng.permutation(len(X)), 13):
-        Z, target = np.insert(X.to_numpy()[rows], 0, 1.0, axis=1), y.to_numpy()[rows]
+        Z, target = np.insert(X[rows], 0, 1.0, axis=1), y[rows]
         xi = draw_target_noise(calibrated_variance(batch_size), batch_size, random_state=rng)
         yield -Z.T @ (target + xi) / batch_size, -Z.T @ (target - xi) / batch_size
 
@@ -75,8 +75,8 @@ for ax, covariance, title in (
 ):
     scale = np.sqrt(covariance.diagonal())
     image = ax.imshow(covariance / np.outer(scale, scale), vmin=-1, vmax=1, cmap="viridis")
-    ax.set(title=f"Hessian {title}", yticks=range(10), yticklabels=X.columns)
-    ax.set_xticks(range(10), X.columns, rotation=90)
+    ax.set(title=f"Hessian {title}", yticks=range(10), yticklabels=data.feature_names)
+    ax.set_xticks(range(10), data.feature_names, rotation=90)
 figure.colorbar(image, ax=middle, label="correlation", shrink=0.8)
 k, error, expected = np.transpose(trace)
 right.loglog(k, error, "k-", label="measured")

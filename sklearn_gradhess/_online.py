@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._objective import Problem
-from sklearn_gradhess._preconditioner import accumulated_rounding, factorize
+from sklearn_gradhess._preconditioner import factorize, whitening
 
 __all__ = ["OnlineModel"]
 
@@ -143,11 +143,9 @@ def _minimiser(blocks: tuple[_Block, ...], chunk: Problem) -> tuple[Array, int]:
             # One row's worth of ridge, in the units of each feature: early rows may be separable
             square = sum(np.sum(r[:, :p] ** 2, axis=0) for r in rows)
             ridge += square / n_rows
-        if chunk.has_intercept:
-            ridge[0] = 0.0
-        rows.append(np.column_stack([np.diag(np.sqrt(ridge)), np.zeros(p)]))
         factor = triangular_factor(np.vstack(rows))
-        preconditioner = factorize(factor[:p, :p], rounding=accumulated_rounding(factor[:p, :p]))
-        columns.append(preconditioner.solve(factor[:p, :p].T @ factor[:p, p]))
-        clipped = max(clipped, preconditioner.n_clipped)
+        h = chunk.has_intercept
+        T, n_clipped = whitening(factor[:p, :p], has_intercept=h, alpha=ridge[h:])
+        columns.append(T @ (T.T @ (factor[:p, :p].T @ factor[:p, p])))
+        clipped = max(clipped, n_clipped)
     return np.column_stack(columns), clipped

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack, solve_triangular
 
-__all__ = ["Preconditioner", "accumulated_rounding", "factorize"]
+__all__ = ["Preconditioner", "factorize", "whitening"]
 
 Array = npt.NDArray[np.float64]
 Whitening = Literal["zca", "pca", "cholesky"]
@@ -172,13 +172,53 @@ def factorize(
     return Preconditioner(_triangular(clipped), damping, constant)
 
 
-def accumulated_rounding(factor: Array) -> Array:
-    """Return the rounding error of the columns of a factor that was built from blocks of rows.
+def whitening(
+    factor: Array, *, has_intercept: bool, alpha: Array | float = 0.0
+) -> tuple[Array, int]:
+    """Return T with T T' the (pseudo-)inverse of factor'factor plus a ridge on the features.
 
-    512 eps of the column's norm covers what is left of a constant feature beside an intercept;
-    `factorize` multiplies by the number of columns, which is more than enough for many.
+    The intercept, the first coordinate, is eliminated before singular directions are looked for:
+    so they are directions of the centred features, and the solution without them is the
+    minimum-norm one that leaves the intercept alone.
+
+    Parameters
+    ----------
+    factor : ndarray of shape (p, p)
+        Upper triangular, built up from blocks of rows.
+    has_intercept : bool
+        Whether the first coordinate is the intercept's.
+    alpha : float or ndarray of shape (d,), default=0.0
+        Ridge on each feature.
+
+    Returns
+    -------
+    T : ndarray of shape (p, p)
+        Zero columns stand for singular directions.
+    n_clipped : int
+        Number of singular directions.
     """
-    return max(512 / factor.shape[1], 1.0) * np.finfo(np.float64).eps * _norms(factor)
+    h = int(has_intercept)
+    d = factor.shape[1] - h
+    centered = factor[h:, h:]
+    # 512 eps of a column's norm covers what is left of a constant feature beside an intercept;
+    # factorize multiplies by d, which is more than enough for many.
+    rounding = max(512 / max(d, 1), 1.0) * np.finfo(np.float64).eps * _norms(factor)[h:]
+    if np.any(alpha):
+        centered = np.vstack([centered, np.diag(np.sqrt(np.broadcast_to(alpha, d)))])
+    preconditioner = factorize(centered, rounding=rounding)
+    method: Whitening = "pca" if preconditioner.n_clipped else "cholesky"
+    inner = preconditioner.whitening(method)[0]
+    if not h:
+        return inner, preconditioner.n_clipped
+    T = np.zeros((d + 1, d + 1))
+    T[1:, 1:] = inner
+    clipped = preconditioner.n_clipped
+    if factor[0, 0] > 0:
+        T[0, 0] = 1 / factor[0, 0]
+        T[0, 1:] = -(factor[0, 1:] / factor[0, 0]) @ inner
+    else:
+        clipped += 1
+    return T, clipped
 
 
 def _triangular(root: Array) -> Array:

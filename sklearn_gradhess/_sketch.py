@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sklearn_gradhess._gradients import BatchSums, RowCoefficients, batch_index, batch_sums
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._objective import Problem
-from sklearn_gradhess._preconditioner import accumulated_rounding, factorize
+from sklearn_gradhess._preconditioner import whitening
 
 __all__ = ["PROBES", "Sketch", "fixed_sketch", "sketch"]
 
@@ -213,9 +213,4 @@ def fixed_sketch(factor: Array, problem: Problem, *, ratio: float) -> Sketch:
 
 def _whitening(factor: Array, problem: Problem) -> tuple[Array, int]:
     """T with T T' the (pseudo-)inverse of factor'factor plus the penalty."""
-    if problem.alpha:
-        penalty = np.sqrt(problem.alpha) * np.eye(problem.p)[problem.has_intercept :]
-        factor = triangular_factor(np.vstack([factor, penalty]))
-    preconditioner = factorize(factor, rounding=accumulated_rounding(factor))
-    method = "pca" if preconditioner.n_clipped else "cholesky"
-    return preconditioner.whitening(method)[0], preconditioner.n_clipped  # type: ignore[arg-type]
+    return whitening(factor, has_intercept=problem.has_intercept, alpha=problem.alpha)
