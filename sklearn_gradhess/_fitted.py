@@ -31,6 +31,7 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
     _memory: GradientMemory
     _factor: Array
+    _settled: GradientMemory
     _inherent: float
     _rng: np.random.Generator
     _dtype: np.dtype[Any]
@@ -54,7 +55,7 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             inherent_variance=self._inherent,
             includes_excess=self.inherent_variance == "estimate",
         )
-        self._factor = estimate.factor
+        self._factor, self._settled = estimate.factor, memory
         first = int(memory.has_intercept)
         factor, location = estimate.factor, np.zeros(self.n_features_in_)
         if first:
@@ -156,7 +157,7 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     def expected_error_(self) -> float:
         """Relative error of `covariance_` in operator norm, as theory expects it."""
         check_is_fitted(self)
-        rank, k = self.effective_rank_, self._memory.moments.n_gradients
+        rank, k = self.effective_rank_, self._settled.moments.n_gradients
         if not rank:
             return np.nan
         # Sampling stretches the largest eigenvalue by about (1 + sqrt(r/k))^2, so the rank of the

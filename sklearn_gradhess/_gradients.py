@@ -34,8 +34,8 @@ __all__ = [
     "row_coefficients",
 ]
 
-# Below this many multiplications the batch size of one, which is exact, costs nothing to speak of.
-_SMALL = 2e8
+# Below this many multiplications the batch size of one, which is exact, costs well below a second
+_SMALL = 2e9
 # The sums of one sweep stay below this share of X, or below this many bytes if that is more.
 _SHARE = 1 / 32
 _BYTES = 2**24

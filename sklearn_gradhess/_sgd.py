@@ -33,6 +33,8 @@ __all__ = ["PreconditionedSGD"]
 Array = npt.NDArray[np.float64]
 # Steps that noise='single' averages once it has come down to its own noise
 _AVERAGED = 10
+# and those before them that move the intercept alone
+_INTERCEPT_FIRST = 2
 
 
 class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
@@ -91,7 +93,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         )
         monitor = _Monitor(self, X, labels, held_out)
         if self.noise == "single":
-            solution = _solve_single(self, problem, labels, sample_weight, rng, start, monitor)
+            solution = _solve_single(self, problem, sample_weight, rng, start, monitor)
         else:
             settings = Settings(
                 tol=self.tol,
@@ -348,10 +350,54 @@ class _Monitor:
             )
 
 
+def _see_single(
+    estimator: Any,
+    problem: Problem,
+    sample_weight: Array | None,
+    W: Array,
+    rng: np.random.Generator,
+) -> tuple[GradientCovarianceEstimator, Sketch, Array]:
+    """One noisy gradient a batch at W: curvature, as a preconditioner, and mean gradient."""
+    seen = GradientCovarianceEstimator(
+        batch_size=estimator.batch_size,
+        noise="single",
+        noise_scale=estimator.noise_scale,
+        loss=estimator._loss_name(),
+        epsilon=getattr(estimator, "epsilon", 1.35),
+        assume_centered=not problem.has_intercept,
+        shuffle=estimator.shuffle,
+        random_state=int(rng.integers(2**31)),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)  # far from the optimum at first
+        seen.fit(
+            problem.X,
+            problem.Y[:, 0],
+            sample_weight,
+            coef=W[problem.has_intercept :, 0],
+            intercept=float(W[0, 0]) if problem.has_intercept else 0.0,
+        )
+    if seen.n_batches_ < 2 * problem.p:
+        raise ValueError(
+            f"noise='single' has {seen.n_batches_} gradients of batch_size={seen.batch_size_} "
+            f"for {problem.p} coefficients, and needs twice as many gradients as coefficients. "
+            "Use a smaller batch_size, more rows, or noise='antithetic'."
+        )
+    factor = seen._hessian_factor(intercept=problem.has_intercept)
+    if problem.has_intercept and problem.quadratic:
+        # The feature of ones has second moment one: this calibrates what the nuisance inflates
+        factor = factor / factor[0, 0]
+    # Gradients are few: undo the bias of the inverse
+    sketched = fixed_sketch(factor, problem, ratio=min(problem.p / seen.n_batches_, 0.5))
+    gradient = np.append(
+        [seen.mean_intercept_gradient_] if problem.has_intercept else [], seen.mean_gradient_
+    )[:, None]
+    return seen, sketched, gradient + problem.penalty_gradient(W)
+
+
 def _solve_single(
     estimator: Any,
     problem: Problem,
-    y: Any,
     sample_weight: Array | None,
     rng: np.random.Generator,
     start: Array | None,
@@ -374,34 +420,9 @@ def _solve_single(
     history: list[dict[str, Any]] = []
     clock = time.perf_counter()
     converged = False
+    best = np.inf, W
     for iteration in range(estimator.max_iter):
-        seen = GradientCovarianceEstimator(
-            batch_size=estimator.batch_size,
-            noise="single",
-            noise_scale=estimator.noise_scale,
-            loss=estimator._loss_name(),
-            epsilon=getattr(estimator, "epsilon", 1.35),
-            assume_centered=not problem.has_intercept,
-            shuffle=estimator.shuffle,
-            random_state=int(rng.integers(2**31)),
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CalibrationWarning)  # far from the optimum at first
-            seen.fit(
-                problem.X,
-                problem.Y[:, 0],
-                sample_weight,
-                coef=W[problem.has_intercept :, 0],
-                intercept=float(W[0, 0]) if problem.has_intercept else 0.0,
-            )
-        factor = seen._hessian_factor(intercept=problem.has_intercept)
-        if problem.has_intercept and problem.quadratic:
-            # The feature of ones has second moment one: this calibrates what the nuisance inflates
-            factor = factor / factor[0, 0]
-        sketched = fixed_sketch(factor, problem, ratio=0.0)
-        gradient = np.append(
-            [seen.mean_intercept_gradient_] if problem.has_intercept else [], seen.mean_gradient_
-        )[:, None] + problem.penalty_gradient(W)
+        seen, sketched, gradient = _see_single(estimator, problem, sample_weight, W, rng)
         decrement = sketched.decrement(gradient)
         floor = estimator.noise_scale * problem.p / seen.n_batches_
         record = {
@@ -413,7 +434,20 @@ def _solve_single(
         }
         history.append(record)
         stop = monitor(W, record)
-        W = W - sketched.newton(gradient)
+        if decrement <= best[0]:
+            best = decrement, W
+        elif not decrement <= 1e3 * best[0]:
+            W = best[1]
+            break  # diverging: unconverged, and the warning says so
+        if problem.has_intercept and iteration < _INTERCEPT_FIRST:
+            # A large mean residual would drown the features' part of the gradient
+            W = W.copy()
+            W[0] -= gradient[0] * sketched.whiten[0][0, 0] ** 2
+        else:
+            # The step for the extreme eigenvalues (1 - c)/(1 +- sqrt(c))^2 of the law
+            c = sketched.ratio
+            ends = [(1 - c) / (1 + sign * np.sqrt(c)) ** 2 for sign in (1, -1)]
+            W = W - 2 / sum(ends) * sketched.newton(gradient)
         if decrement <= 4 * floor or n_averaged:
             n_averaged += 1
             total += W

@@ -117,7 +117,15 @@ def check_target(y: Any, n_samples: int, *, optional: bool) -> npt.NDArray[np.fl
         if values.dtype.kind in "OSTU" or (values.ndim == 2 and values.shape[1] > 1):
             _check_length(len(values), n_samples)
             return None
-    y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+    try:
+        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+    except ValueError as error:
+        if "could not convert string" not in str(error):
+            raise
+        raise ValueError(
+            f"y has labels where a gradient needs numbers: {error}. Encode two classes as 0 and 1, "
+            "or pass y=None."
+        ) from error
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1:

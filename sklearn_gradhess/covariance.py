@@ -206,7 +206,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         Covariance of the gradients as they were seen (the half differences, about zero, for the
         antithetic scheme), of uncentred features, nothing divided out: the paper's S_g.
     mean_gradient_ : ndarray of shape (n_features,)
-        Mean gradient at `coef`, of uncentred features.
+        Mean gradient at `coef`, of uncentred features. A Newton step for the coefficients subtracts
+        ``precision_ @ (mean_gradient_ - location_ * mean_intercept_gradient_)``.
     mean_intercept_gradient_ : float
         Mean gradient of the intercept; NaN without one.
     excess_risk_ : float

@@ -307,6 +307,8 @@ def calibration_report(estimator: Any) -> CalibrationReport:
     ------
     NotFittedError
         If the estimator is not fitted.
+    TypeError
+        If it is another estimator.
 
     Examples
     --------
@@ -324,6 +326,11 @@ def calibration_report(estimator: Any) -> CalibrationReport:
       no known failure found
     """
     check_is_fitted(estimator)
+    if not hasattr(estimator, "_preconditioner"):
+        raise TypeError(
+            f"calibration_report takes a fitted GradientCovarianceEstimator, got "
+            f"{type(estimator).__name__}. Of a fitted model pass its covariance_estimator_."
+        )
     preconditioner = estimator._preconditioner
     noise = f"{estimator.noise} noise"
     if estimator.correction_ != "none":
@@ -350,7 +357,7 @@ def _noise_ratio(estimator: Any) -> float:
     # A feature of ones has the second moment one: what its gradient varies by is the noise.
     if estimator.loss != "squared_error":
         return np.nan
-    return estimator._memory.noise_ratio(
+    return estimator._settled.noise_ratio(
         estimator.excess_risk_, includes_excess=estimator.inherent_variance == "estimate"
     )
 
@@ -366,7 +373,7 @@ def failures(estimator: Any) -> list[Failure]:
 
 
 def _too_few(estimator: Any) -> Failure | None:
-    k, d = estimator._memory.moments.n_gradients, estimator.n_features_in_
+    k, d = estimator._settled.moments.n_gradients, estimator.n_features_in_
     if estimator.shrinkage_:
         return None
     if k <= d:
@@ -383,12 +390,23 @@ def _too_few(estimator: Any) -> Failure | None:
             "Use a smaller batch_size, more samples, or shrinkage='oas'.",
             visible_in_fit=False,
         )
+    rank = estimator.effective_rank_
+    error = expected_relative_error(rank, k) if rank else 0.0
+    if error > 0.5:
+        return Failure(
+            "too few batches for the accuracy",
+            f"{k} batch gradients at an effective rank of {rank:.3g}: sampling alone is expected "
+            f"to put covariance_ {error:.0%} off.",
+            "Use a smaller batch_size (1 is exact for the data at hand), more samples, n_redraws, "
+            "or shrinkage='oas'.",
+            visible_in_fit=False,
+        )
     return None
 
 
 def _singular(estimator: Any) -> Failure | None:
     preconditioner, d = estimator._preconditioner, estimator.n_features_in_
-    if not preconditioner.n_clipped or estimator._memory.moments.n_gradients <= d:
+    if not preconditioner.n_clipped or estimator._settled.moments.n_gradients <= d:
         return None
     constant = np.flatnonzero(preconditioner.constant).tolist()
     cause = (
@@ -407,7 +425,7 @@ def _singular(estimator: Any) -> Failure | None:
 def _far_from_optimum(estimator: Any) -> Failure | None:
     if estimator.noise != "single" or estimator.correction_ != "none":
         return None
-    n, moments = estimator.batch_size_, estimator._memory.moments
+    n, moments = estimator.batch_size_, estimator._settled.moments
     ways = (
         "Use noise='antithetic', which has no such bias, a larger batch_size, or coef and "
         "intercept closer to the optimum"
@@ -435,7 +453,7 @@ def _far_from_optimum(estimator: Any) -> Failure | None:
 
 
 def _mismatch(estimator: Any) -> Failure | None:
-    ratio, k = _noise_ratio(estimator), estimator._memory.moments.n_gradients
+    ratio, k = _noise_ratio(estimator), estimator._settled.moments.n_gradients
     # The mean of k squares of a variable no wilder than a Gaussian has this standard error
     error = np.sqrt(2 / k)
     if estimator.noise == "single":
@@ -453,7 +471,8 @@ def _mismatch(estimator: Any) -> Failure | None:
         )
     else:
         way_out = (
-            "Was the noise drawn with variance noise_scale * batch_size? If it was not meant to, "
+            "Was the noise drawn with variance noise_scale * batch_size, and do both gradients of "
+            "a pair belong to the same batch and noise? If the scale was meant, "
             f"set noise_scale={ratio * estimator.noise_scale:.3g}."
         )
     return Failure(

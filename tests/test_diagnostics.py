@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.exceptions import NotFittedError
 
-from sklearn_gradhess import GradientCovarianceEstimator
+from sklearn_gradhess import GradientCovarianceEstimator, PreconditionedSGDRegressor
 from sklearn_gradhess.diagnostics import (
     calibration_report,
     expected_relative_error,
@@ -306,8 +306,9 @@ def test_less_than_two_batches_a_feature_are_reported_as_noise(k, rng):
     assert not failure.visible_in_fit
 
 
-def test_two_batches_a_feature_or_shrinkage_are_no_failure(rng):
-    assert calibration_report(from_pairs(rng, 10, 5)).failures == ()
+def test_two_batches_a_feature_are_too_few_for_accuracy_alone_and_shrinkage_mends_it(rng):
+    # two a feature make no singular covariance, but no accurate one either
+    assert only_failure(from_pairs(rng, 10, 5)).name == "too few batches for the accuracy"
     gradients, antithetic = pairs(rng, 4, 5, variance=8.0)
     shrunk = GradientCovarianceEstimator(shrinkage=0.5).partial_fit_gradients(
         gradients, antithetic, batch_size=8, has_intercept=True
@@ -508,3 +509,19 @@ def test_fit_warns_of_what_it_can_see(estimator, data, message, rng):
 def test_fit_is_silent_about_what_only_the_report_tells(estimator, data, rng):
     estimator.fit(*regression(rng, **data))  # a warning would be an error here
     assert len(calibration_report(estimator).failures) == 1
+
+
+def test_an_expected_error_above_one_half_is_reported_with_the_number(rng):
+    failure = only_failure(from_pairs(rng, 40, 5))
+    assert failure.name == "too few batches for the accuracy"
+    assert not failure.visible_in_fit
+    assert re.search(r"^40 batch gradients at an effective rank of .* \d+% off\.$", failure.fact)
+    assert "batch_size" in failure.way_out
+
+
+def test_the_report_names_what_to_pass_instead_of_a_model(rng):
+    X, y = regression(rng)
+    model = PreconditionedSGDRegressor().fit(X, y)
+    with pytest.raises(TypeError, match=r"got PreconditionedSGDRegressor.*covariance_estimator_"):
+        calibration_report(model)
+    assert calibration_report(model.covariance_estimator_).n_features == 4

@@ -969,3 +969,44 @@ def test_scoring_monitor_works_through_grid_search_and_pipeline(data, n_jobs):
     grid = {"preconditionedsgdregressor__alpha": [0.0, 0.1]}
     search = GridSearchCV(pipeline, grid, cv=2, n_jobs=n_jobs, error_score="raise").fit(*data)
     assert search.best_score_ > 0.5
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0, 100.0])
+def test_single_noise_copes_with_uncentred_features_and_targets(offset):
+    rng = np.random.default_rng(5)
+    X = rng.standard_normal((5000, 10)) + offset
+    y = X @ np.full(10, 50.0) + 1000
+    model = PreconditionedSGDRegressor(noise="single", random_state=0).fit(X, y)
+    assert model.converged_
+    assert model.score(X, y) > 0.9999
+
+
+def test_single_noise_refuses_fewer_gradients_than_twice_the_coefficients():
+    rng = np.random.default_rng(6)
+    X, y = rng.standard_normal((100, 10)), rng.standard_normal(100)
+    model = PreconditionedSGDRegressor(noise="single", batch_size=10)
+    with pytest.raises(ValueError, match=r"has 10 gradients .* for 11 coefficients.*batch_size"):
+        model.fit(X, y)
+
+
+@pytest.mark.parametrize("n_levels", [2, 5])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_full_one_hot_designs_are_fitted_beside_an_intercept(n_levels, seed):
+    rng = np.random.default_rng(seed)
+    level = rng.integers(0, n_levels, 2000)
+    X, y = np.eye(n_levels)[level], 1000 + level + rng.standard_normal(2000)
+    with pytest.warns(CalibrationWarning, match="X determines only"):
+        model = PreconditionedSGDRegressor(random_state=seed).fit(X, y)
+    assert np.allclose(
+        model.predict(np.eye(n_levels)), [y[level == j].mean() for j in range(n_levels)]
+    )
+    assert np.abs(model.coef_).max() < 10
+
+
+def test_the_minimum_norm_solution_leaves_the_intercept_alone():
+    rng = np.random.default_rng(7)
+    X = np.column_stack([rng.standard_normal((200, 3)), np.ones(200)])
+    with pytest.warns(CalibrationWarning, match="X determines only 4 of 5"):
+        model = PreconditionedSGDRegressor().fit(X, X[:, :3] @ [1, 2, 3] + 1000)
+    assert np.allclose(model.coef_, [1, 2, 3, 0])
+    assert np.isclose(model.intercept_, 1000)
