@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit, logsumexp, softmax, xlogy
+from scipy.special import logit, logsumexp, softmax, xlogy
 
 __all__ = [
     "HuberLoss",
@@ -55,6 +55,15 @@ class Loss(Protocol):
 
     def link(self, mean: Array) -> Array:
         """Raw prediction that fits a mean target, near enough to start from; finite."""
+
+
+def _probabilities(log_odds: Array) -> tuple[Array, Array]:
+    """Probability and its complement, both to full relative accuracy, from one exponential."""
+    small = np.exp(-np.abs(log_odds))
+    large = 1 / (1 + small)
+    small *= large
+    positive = log_odds >= 0
+    return np.where(positive, large, small), np.where(positive, small, large)
 
 
 def _logistic_bound(log_odds: Array) -> Array:
@@ -135,8 +144,8 @@ class HuberLoss:
 class LogisticLoss:
     """Binomial log loss with logit link, targets in [0, 1].
 
-    Written as ``y softplus(-f) + (1 - y) softplus(f)`` throughout: no difference of large numbers,
-    so the value and both derivatives keep their relative accuracy in the tails.
+    No difference of nearly equal numbers is formed, so the value and both derivatives keep their
+    relative accuracy in the tails.
     """
 
     name = "log_loss"
@@ -152,18 +161,19 @@ class LogisticLoss:
 
     def value(self, y: Array, raw_prediction: Array) -> Array:
         """Negative log likelihood."""
-        zero = raw_prediction.dtype.type(0)
-        return y * np.logaddexp(zero, -raw_prediction) + (1 - y) * np.logaddexp(
-            zero, raw_prediction
-        )
+        # softplus(f) - y f, with the large parts of the two cancelled before they are rounded
+        linear = np.maximum(raw_prediction, 0) - y * raw_prediction
+        return linear + np.log1p(np.exp(-np.abs(raw_prediction)))
 
     def gradient(self, y: Array, raw_prediction: Array) -> Array:
         """Probability minus target."""
-        return (1 - y) * expit(raw_prediction) - y * expit(-raw_prediction)
+        p, q = _probabilities(raw_prediction)
+        return (1 - y) * p - y * q
 
     def curvature(self, y: Array, raw_prediction: Array) -> Array:
         """Variance of the class, p (1 - p)."""
-        return expit(raw_prediction) * expit(-raw_prediction)
+        p, q = _probabilities(raw_prediction)
+        return p * q
 
     def stiffness(self, y: Array, raw_prediction: Array) -> Array:
         """Curvature of the quadratic that bounds the loss everywhere and touches it here.

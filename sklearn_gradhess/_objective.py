@@ -20,6 +20,8 @@ class Evaluation(NamedTuple):
     raw: Array  # raw predictions, (n_samples, t)
     gradient: Array  # of the objective, (p, t)
     objective: float
+    curvature: Array  # second derivative of each row's loss, (n_samples, t); ones if quadratic
+    stiffness: Array  # what a preconditioner assumes of it
     leverage: Array | None  # estimates of v x' P^-1 x, (n_samples,), if probes were given
 
 
@@ -125,19 +127,25 @@ class Problem:
     def evaluate(self, W: Array, probes: list[Array] | None = None) -> Evaluation:
         """Raw predictions, gradient, objective and, with probes T G, leverages: one pass."""
         raw = np.empty_like(self.Y)
+        curvature = np.broadcast_to(1.0, raw.shape) if self.quadratic else np.empty_like(raw)
+        stiffness = curvature if self.quadratic else np.empty_like(raw)
         gradient = np.zeros((self.p, self.Y.shape[1]))
         leverage = None if probes is None else np.zeros(self.n)
         for piece, Z in self.chunks():
+            y = self.Y[piece]
             raw[piece] = self.predict(Z, W)
-            residual = self.weighted(self.loss.gradient(self.Y[piece], raw[piece]), piece)
+            if not self.quadratic:
+                curvature[piece] = self.loss.curvature(y, raw[piece])
+                stiffness[piece] = self.loss.stiffness(y, raw[piece])
+            residual = self.weighted(self.loss.gradient(y, raw[piece]), piece)
             gradient += self.adjoint(Z, residual)
             if probes is not None and leverage is not None:
-                v = self.stiffness(raw[piece], piece)
                 for j, probe in enumerate(probes):
                     square = np.sum(self.predict(Z, probe) ** 2, axis=1)
-                    leverage[piece] += self.weighted(v[:, j] * square, piece)
+                    leverage[piece] += self.weighted(stiffness[piece, j] * square, piece)
         gradient = gradient / self.n + self.penalty_gradient(W)
-        return Evaluation(raw, gradient, self.mean_loss(raw) + self.penalty(W), leverage)
+        objective = self.mean_loss(raw) + self.penalty(W)
+        return Evaluation(raw, gradient, objective, curvature, stiffness, leverage)
 
     def hessian_product(
         self, raw: Array, U: Array, stiffness: Array | None = None

@@ -111,7 +111,7 @@ class _Run:
             evaluation = self._evaluate(W)
             assert self.sketch is not None
             decrement = self._decrement(evaluation)
-            floor = self._floor(evaluation.raw)
+            floor = self._floor(evaluation)
             failed = best is not None and not self._improved(evaluation, decrement, best, careful)
             if best is not None and failed and (careful or not settings.safeguard):
                 self._record(evaluation, decrement, floor, clock)
@@ -119,7 +119,7 @@ class _Run:
                 level = evaluation.objective <= best[1].objective + slack
                 if evaluation.objective < best[1].objective or (level and decrement < best[2]):
                     best = (W, evaluation, decrement)
-                converged = best[2] <= settings.tol * self._floor(best[1].raw)
+                converged = best[2] <= settings.tol * self._floor(best[1])
                 if converged or self.cautious or not settings.safeguard:
                     # A Newton step with line search gains nothing: what is left is rounding
                     break
@@ -133,7 +133,7 @@ class _Run:
                 careful = True
                 if not evaluation.objective <= best[1].objective:
                     W, evaluation, decrement = best
-                    floor = self._floor(evaluation.raw)
+                    floor = self._floor(evaluation)
             elif self._stale(evaluation, decrement):
                 self._refresh(evaluation)
                 decrement = self._decrement(evaluation)
@@ -141,7 +141,7 @@ class _Run:
             best = (W, evaluation, decrement)
             # Where every pass is cheap, go on until nothing is left to see
             target = settings.tol * floor * (1e-6 if self.sketch.exact else 1.0)
-            converged = decrement <= max(target, self._rounding(evaluation.raw))
+            converged = decrement <= max(target, self._rounding(evaluation))
             last_round = not careful and self._last_round_suffices(target)
             stop = settings.on_iteration and settings.on_iteration(W, self.history[-1])
             if last_round and not stop:
@@ -218,8 +218,8 @@ class _Run:
         assert sketched is not None
         decrement = sketched.decrement(evaluation.gradient)
         if not problem.quadratic and (settings.fixed is None or settings.judge):
-            stiffness = problem.weighted(problem.stiffness(evaluation.raw)).sum()
-            curvature = problem.weighted(problem.loss.curvature(problem.Y, evaluation.raw)).sum()
+            stiffness = problem.weighted(evaluation.stiffness).sum()
+            curvature = problem.weighted(evaluation.curvature).sum()
             decrement *= min(stiffness / max(curvature, 1e-300), 10.0)
         return decrement
 
@@ -246,7 +246,7 @@ class _Run:
         problem = self.problem
         if problem.quadratic or self.settings.fixed is not None:
             return False
-        now = problem.weighted(problem.stiffness(evaluation.raw))
+        now = problem.weighted(evaluation.stiffness)
         then = problem.weighted(self._curvature)
         moved = np.abs(now - then).sum() / max(then.sum(), np.finfo(float).tiny)
         slow = bool(self.history) and decrement > self.history[-1]["decrement"] / _FAST
@@ -261,22 +261,23 @@ class _Run:
             for T in self.sketch.whiten
         ]
 
-    def _floor(self, raw: Array) -> float:
+    def _floor(self, evaluation: Evaluation) -> float:
         """Statistical error of the decrement, ``s^2 p t / N`` (MATH section 4.3)."""
-        problem = self.problem
+        problem, raw = self.problem, evaluation.raw
         free = raw.shape[1] - hasattr(problem.loss, "hessian_product")
         dispersion = 1.0  # what it is for a likelihood; for the others Pearson's estimate
         if problem.loss.name in ("squared_error", "huber"):
             square = problem.weighted(problem.loss.gradient(problem.Y, raw) ** 2).sum()
-            v = problem.weighted(problem.loss.curvature(problem.Y, raw)).sum()
+            v = problem.weighted(evaluation.curvature).sum()
+            if not v > 0:  # Huber, with every residual beyond epsilon
+                v = problem.weighted(evaluation.stiffness).sum()
             dispersion = square / v if v > 0 else 0.0
         return float(dispersion * problem.p * free / (problem.count or problem.n))
 
-    def _rounding(self, raw: Array) -> float:
+    def _rounding(self, evaluation: Evaluation) -> float:
         """Decrement that rounding errors leave."""
         problem = self.problem
-        v = problem.loss.curvature(problem.Y, raw)
-        size = problem.weighted(v * (raw**2 + 1.0)).sum() / problem.n
+        size = problem.weighted(evaluation.curvature * (evaluation.raw**2 + 1.0)).sum() / problem.n
         return float((64 * np.finfo(np.float64).eps) ** 2 * size)
 
     def _improved(
@@ -302,7 +303,7 @@ class _Run:
         if settings.safeguard and (careful or self.sketch.exact or self._few_rows):
             return self._newton_step(W, evaluation, decrement, target)
         if self.leverage is None:
-            self.leverage = self._measure_leverages(evaluation.raw)
+            self.leverage = self._measure_leverages(evaluation)
         if not settings.learning_rate:
             self.eta = self.sketch.step_size(batch_size)
         return W + self._reduced_steps(evaluation, batch_size)
@@ -328,12 +329,12 @@ class _Run:
         batch_size = self.settings.batch_size or 4 * self.problem.p
         return 2 * _STEPS * batch_size > self.problem.n
 
-    def _measure_leverages(self, raw: Array) -> Array:
+    def _measure_leverages(self, evaluation: Evaluation) -> Array:
         self.passes += 1
         problem, probes = self.problem, self._probes()
         leverage = np.zeros(problem.n)
         for piece, Z in problem.chunks():
-            v = problem.weighted(problem.stiffness(raw[piece], piece), piece)
+            v = problem.weighted(evaluation.stiffness[piece], piece)
             for j, probe in enumerate(probes):
                 leverage[piece] += v[:, j] * np.sum(problem.predict(Z, probe) ** 2, axis=1)
         return leverage
@@ -377,7 +378,7 @@ class _Run:
         """Newton step by preconditioned conjugate gradients, then a line search."""
         assert self.sketch is not None
         problem, sketched = self.problem, self.sketch
-        stiffness = problem.stiffness(evaluation.raw) if self.cautious else None
+        stiffness = evaluation.stiffness if self.cautious else None
         goal = max(0.1 * target, 1e-30 * decrement if problem.quadratic else 1e-4 * decrement)
         U, raw_u = np.zeros_like(W), np.zeros_like(evaluation.raw)
         residual = -evaluation.gradient
