@@ -64,7 +64,9 @@ def test_fewer_rows_than_columns_bound_the_rank(n_rows, rng):
     factor = rng.standard_normal((n_rows, 5))
     made = factorize(factor)
     assert (made.rank, made.n_clipped) == (n_rows, 5 - n_rows)
-    np.testing.assert_allclose(made.inverse(), pinvh(factor.T @ factor), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        made.inverse(), pinvh(factor.T @ factor, rtol=1e-10), rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("n_rows", [1, 3])
@@ -133,8 +135,8 @@ def test_singular_directions_get_the_pseudo_inverse(rng):
     made = factorize(factor)
     assert (made.rank, made.n_clipped) == (4, 2)
     np.testing.assert_allclose(made.root.T @ made.root, sigma, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(made.inverse(), pinvh(sigma), rtol=1e-10, atol=1e-11)
-    np.testing.assert_allclose(made.solve(g), g @ pinvh(sigma), rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(made.inverse(), pinvh(sigma, rtol=1e-10), rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(made.solve(g), g @ pinvh(sigma, rtol=1e-10), rtol=1e-10, atol=1e-11)
 
 
 # --- whitening
@@ -157,7 +159,7 @@ def test_whitening_of_a_singular_covariance_is_the_identity_then_zeros(method, r
     factor = singular_root(rng)
     whiten, unwhiten = factorize(factor).whitening(method)
     white = whiten.T @ factor.T @ factor @ whiten
-    projector = pinvh(factor.T @ factor) @ factor.T @ factor
+    projector = pinvh(factor.T @ factor, rtol=1e-10) @ factor.T @ factor
     expected = projector if method == "zca" else np.diag([1.0] * 4 + [0.0] * 2)
     np.testing.assert_allclose(white, expected, rtol=0, atol=1e-11)
     np.testing.assert_allclose(whiten @ unwhiten, projector, rtol=0, atol=1e-11)
