@@ -486,7 +486,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             if a != b:
                 raise ValueError(
                     f"Cannot merge estimators with {name}={a!r} and {name}={b!r}: their gradients "
-                    "have different laws. Fit both with the same settings."
+                    "have different laws. Fit both with the same settings, batch_size as a number."
                 )
         mine, theirs = (getattr(e, "feature_names_in_", None) for e in (self, other))
         if mine is not None and theirs is not None and not np.array_equal(mine, theirs):
