@@ -11,7 +11,7 @@ from scipy import sparse
 __all__ = ["Evaluation", "Problem"]
 
 Array = npt.NDArray[np.float64]
-_CHUNK_BYTES = 2**21
+_CHUNK_BYTES = 2**23
 
 
 class Evaluation(NamedTuple):
