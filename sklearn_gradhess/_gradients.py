@@ -37,7 +37,7 @@ __all__ = [
 # Below this many multiplications the batch size of one, which is exact, costs well below a second
 _SMALL = 2e9
 # The sums of one sweep stay below this share of X, or below this many bytes if that is more.
-_SHARE = 1 / 32
+_SHARE = 1 / 20
 _BYTES = 2**24
 # Columns of a Fortran-ordered array that are turned into C order at a time: one cache line.
 _COLUMNS = 8
