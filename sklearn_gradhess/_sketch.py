@@ -38,6 +38,8 @@ class Sketch:
         Whether every row is a batch, so that the sketch is the Hessian itself.
     ratio : float
         Coefficients over batches, c in the Marchenko-Pastur law.
+    probes : list of ndarray of shape (p, PROBES) or None
+        Random directions whose predictions estimate leverages.
     factors : list of ndarray of shape (p, p)
         Triangular roots of the sketched Hessians, without penalty.
     batch_size, n_batches : int

@@ -3,14 +3,14 @@
 Two methods use the sketch:
 
 - variance-reduced steps on small batches, whose rows are drawn in proportion to their leverage
-  ``v x' P^-1 x`` plus its mean. Whatever the data, no drawn row then has more than twice the mean
-  leverage after reweighting, so one step size serves all, and rare levels and outliers need no
-  special treatment;
+  ``v x' P^-1 x``, as estimated, plus its mean. Whatever the data, no drawn row then has much more
+  than the mean leverage after reweighting, so one step size serves all, and rare levels and
+  outliers need no special treatment;
 - Newton steps solved by preconditioned conjugate gradients with exact Hessian products and a line
   search: for data that are small against the number of coefficients, and where the first method
   fails to halve the decrement.
 
-Both see the data in passes; every map is affine equivariant.
+Both see the data in passes; without a penalty every map is affine equivariant.
 """
 
 import time
@@ -231,7 +231,7 @@ class _Run:
     def _make_sketch(self, raw: Array | None) -> Sketch:
         self.passes += 1
         if raw is not None:
-            self._curvature = self.problem.stiffness(raw)
+            self._sketched_stiffness = self.problem.stiffness(raw)
         return sketch(
             self.problem,
             raw,
@@ -247,7 +247,7 @@ class _Run:
         if problem.quadratic or self.settings.fixed is not None:
             return False
         now = problem.weighted(evaluation.stiffness)
-        then = problem.weighted(self._curvature)
+        then = problem.weighted(self._sketched_stiffness)
         moved = np.abs(now - then).sum() / max(then.sum(), np.finfo(float).tiny)
         slow = bool(self.history) and decrement > self.history[-1]["decrement"] / _FAST
         return bool(moved > (_MOVED / 5 if slow else _MOVED))

@@ -10,7 +10,7 @@ from scipy import sparse
 from sklearn.base import _fit_context
 from sklearn.utils import check_array
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads as effective_n_threads
-from sklearn.utils._param_validation import Hidden, Interval, Options, StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, assert_all_finite, validate_data
 
 try:
@@ -32,9 +32,7 @@ except ImportError:  # scikit-learn before 1.9
 __all__ = [
     "CALLBACK_FRAMES",
     "CallbackSupportMixin",
-    "Hidden",
     "Interval",
-    "Options",
     "StrOptions",
     "_fit_context",
     "check_coef",

@@ -340,8 +340,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             Features; float32 and float64 are read as they are, without a copy.
         y : array-like of shape (n_samples,), default=None
             Targets. None stands for targets that `coef` and `intercept` predict exactly. The
-            antithetic scheme needs them for `mean_gradient_` and `excess_risk_` only; class labels
-            that are not numbers, and several targets, it takes for None.
+            antithetic scheme with the squared loss needs them for `mean_gradient_` and
+            `excess_risk_` only; labels that are not numbers, and several targets, count as None.
         sample_weight : array-like of shape (n_samples,), default=None
             Nonnegative weights; two is as good as a repetition.
         coef : array-like of shape (n_features,), default=None
