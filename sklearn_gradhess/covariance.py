@@ -231,7 +231,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         Relative error in operator norm that theory expects of `covariance_`.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if all are strings.
 
     See Also

@@ -27,7 +27,7 @@ def make_hessian_regression(
     distribution: str = "gaussian",
     random_state: Any = None,
 ) -> Bunch:
-    r"""Make a linear regression together with its Hessian.
+    """Make a linear regression together with its Hessian.
 
     Parameters
     ----------

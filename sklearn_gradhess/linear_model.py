@@ -108,7 +108,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         The preconditioner, as an estimator of the Hessian.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if all are strings.
 
     See Also
@@ -409,7 +409,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         The preconditioner, as an estimator of the Hessian.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if all are strings.
 
     See Also

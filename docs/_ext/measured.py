@@ -1,0 +1,119 @@
+"""Numbers in the pages come from what the scripts print, so that no page can disagree with them.
+
+``:printed:`example | regular expression``` is the first group of the expression, searched in what
+the example of the gallery printed in this build.
+
+``:measured:`theme | column=value, ... | column | format``` is one cell of `measured.json`, which
+the long run of `python -m benchmarks` wrote; a format such as ``.1f`` may be left out. The
+directive ``.. measured:: theme`` is a table of it, of all columns and rows unless told otherwise.
+
+What is not found is a warning, hence an error of the build.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+_OUTPUT = re.compile(
+    r"^ *\.\. rst-class:: sphx-glr-script-out\n\n +\.\. code-block:: none\n\n((?: +.*\n|\n)+)",
+    re.MULTILINE,
+)
+
+
+def printed(rst):
+    """All that an example printed: the blocks of output in its page, one after the other."""
+    return "\n".join(line.strip() for block in _OUTPUT.findall(rst) for line in block.splitlines())
+
+
+def cell(value, spec=""):
+    """One value as a reader wants it: three digits, unless told otherwise."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if spec:
+        return format(value, spec)
+    if value == round(value) and abs(value) < 1e6:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
+
+
+def rows_of(env, theme, where):
+    """Rows of a measured table whose columns have the values that `where` names."""
+    path = Path(env.srcdir) / "measured.json"
+    env.note_dependency(str(path))
+    table = json.loads(path.read_text("utf-8"))["themes"].get(theme, {"rows": []})
+    wanted = [part.strip().split("=", 1) for part in where.split(",") if part.strip()]
+    return [row for row in table["rows"] if all(cell(row.get(k)) == v for k, v in wanted)]
+
+
+class _Number(SphinxRole):
+    def run(self):
+        try:
+            return [nodes.Text(self.find(*map(str.strip, self.content.split(" | "))))], []
+        except LookupError as error:
+            return [], [self.inliner.reporter.warning(str(error), line=self.lineno)]
+
+    @property
+    def content(self):
+        return self.rawtext.split("`")[1]  # `self.text` has lost its backslashes
+
+
+class Printed(_Number):
+    """A number that an example prints."""
+
+    def find(self, example, pattern):
+        """First group of the pattern in what the example printed."""
+        path = Path(self.env.srcdir) / "auto_examples" / f"{example}.rst"
+        self.env.note_dependency(str(path))
+        found = re.search(pattern, printed(path.read_text("utf-8"))) if path.exists() else None
+        if found is None:
+            raise LookupError(f"{example} prints nothing like {pattern!r}")
+        return found[1]
+
+
+class Measured(_Number):
+    """A cell of a measured table."""
+
+    def find(self, theme, where, column, spec=""):
+        """Cell in the only row that fits."""
+        rows = rows_of(self.env, theme, where)
+        if len(rows) != 1 or column not in rows[0]:
+            raise LookupError(
+                f"measured.json, {theme}: {len(rows)} rows with {where}, columns "
+                f"{list(rows[0]) if rows else []}; one row with {column!r} is needed"
+            )
+        return cell(rows[0][column], spec)
+
+
+class MeasuredTable(SphinxDirective):
+    """A measured table, or some columns and rows of it."""
+
+    required_arguments = 1
+    option_spec: ClassVar = {"columns": directives.unchanged, "where": directives.unchanged}
+
+    def run(self):
+        """Make a list-table of it."""
+        theme = self.arguments[0]
+        rows = rows_of(self.env, theme, self.options.get("where", ""))
+        if not rows:
+            return [self.state.document.reporter.warning(f"measured.json has no rows of {theme}")]
+        columns = [c.strip() for c in self.options.get("columns", "").split(",") if c.strip()]
+        columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+        lines = [".. list-table::", "   :header-rows: 1", ""]
+        for row in [columns, *([cell(row.get(c)) for c in columns] for row in rows)]:
+            lines += [f"   {' ' if i else '*'} - {text}" for i, text in enumerate(row)]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def setup(app):
+    """Register the roles and the directive."""
+    app.add_role("printed", Printed())
+    app.add_role("measured", Measured())
+    app.add_directive("measured", MeasuredTable)
+    return {"parallel_read_safe": True}

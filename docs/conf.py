@@ -1,0 +1,75 @@
+"""Sphinx: `sphinx-build -W docs docs/_build` runs the examples and builds the site, offline."""
+
+import re
+import sys
+from pathlib import Path
+
+import sklearn_gradhess
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "sklearn_gradhess"
+author = "the sklearn_gradhess developers"
+copyright = f"2026, {author}"
+version = release = sklearn_gradhess.__version__
+
+extensions = [
+    "measured",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "_ext", "_templates"]
+templates_path = ["_templates"]
+default_role = "code"  # single backticks in docstrings are code
+nitpicky = False  # types of numpydoc such as "array-like" are words, not links
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # numpydoc gives the types, with shapes
+numpydoc_show_class_members = False  # the template of classes lists them
+
+html_theme = "pydata_sphinx_theme"
+html_title = "sklearn_gradhess"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_copy_source = html_show_sourcelink = False
+html_sidebars = {"getting_started": [], "claims": [], "comparison": [], "changelog": []}
+html_theme_options = {
+    "navbar_align": "left",
+    "header_links_before_dropdown": 7,
+    "footer_start": ["copyright"],
+    "footer_end": ["sphinx-version"],
+    "secondary_sidebar_items": ["page-toc"],
+}
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "auto_examples",
+    "within_subsection_order": "reading_order.reading_order",
+    "abort_on_example_error": True,
+    "capture_repr": (),
+    "doc_module": ("sklearn_gradhess",),
+    "backreferences_dir": "generated/backreferences",
+    "download_all_examples": False,
+    "show_signature": False,
+    "min_reported_time": 1e9,  # times on one noisy machine are nobody's business
+    "remove_config_comments": True,
+    "image_scrapers": ("matplotlib",),
+}
+
+
+def _skip_scikit_learn(app, what, name, obj, skip, options):
+    """Leave out what is inherited from scikit-learn: its docstrings link to pages of its own."""
+    function = getattr(obj, "fget", None) or getattr(obj, "__func__", obj)
+    module = getattr(function, "__module__", None) or ""
+    if what == "class" and (module.startswith("sklearn.") or re.fullmatch(r"set_\w+", name)):
+        return True
+    return None
+
+
+def setup(app):
+    app.connect("autodoc-skip-member", _skip_scikit_learn)
