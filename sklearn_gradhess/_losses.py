@@ -56,6 +56,15 @@ class Loss(Protocol):
     def link(self, mean: Array) -> Array:
         """Raw prediction that fits a mean target, near enough to start from; finite."""
 
+    def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array, Array]:
+        """Value, gradient, curvature and stiffness; a loss may share work between them."""
+        return (
+            self.value(y, raw_prediction),
+            self.gradient(y, raw_prediction),
+            self.curvature(y, raw_prediction),
+            self.stiffness(y, raw_prediction),
+        )
+
 
 def _probabilities(log_odds: Array) -> tuple[Array, Array]:
     """Probability and its complement, both to full relative accuracy, from one exponential."""
@@ -71,7 +80,7 @@ def _logistic_bound(log_odds: Array) -> Array:
     return 0.25 * np.tanh(half) / half
 
 
-class SquaredLoss:
+class SquaredLoss(Loss):
     """Half squared error, ``(raw_prediction - y)^2 / 2``."""
 
     name = "squared_error"
@@ -100,7 +109,7 @@ class SquaredLoss:
         return mean
 
 
-class HuberLoss:
+class HuberLoss(Loss):
     """Huber's loss: half squared within `epsilon` of the target, linear beyond.
 
     Parameters
@@ -141,7 +150,7 @@ class HuberLoss:
         return mean
 
 
-class LogisticLoss:
+class LogisticLoss(Loss):
     """Binomial log loss with logit link, targets in [0, 1].
 
     No difference of nearly equal numbers is formed, so the value and both derivatives keep their
@@ -187,8 +196,23 @@ class LogisticLoss:
         """Log odds, bounded."""
         return logit(np.clip(mean, 1e-6, 1 - 1e-6))
 
+    def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array, Array]:
+        """Value, gradient, curvature and stiffness, from one exponential."""
+        distance = np.abs(raw_prediction)
+        small = np.exp(-distance)
+        value = np.maximum(raw_prediction, 0) - y * raw_prediction + np.log1p(small)
+        large = 1 / (1 + small)
+        # tanh(f/2) / (4 f), by its limit where the difference loses its digits
+        stiffness = np.full_like(distance, 0.25)
+        np.divide(0.5 * (1 - small) * large, distance, out=stiffness, where=distance > 1e-4)
+        small *= large
+        positive = raw_prediction >= 0
+        gradient = (1 - y) * np.where(positive, large, small)
+        gradient -= y * np.where(positive, small, large)
+        return value, gradient, large * small, stiffness
 
-class PoissonLoss:
+
+class PoissonLoss(Loss):
     """Half Poisson deviance with log link, ``exp(f) - y f`` minus its minimum over f.
 
     The exponential overflows at raw predictions that an optimiser can visit. Past half the
@@ -250,7 +274,7 @@ def make_loss(name: str, *, epsilon: float = 1.35) -> Loss:
     return simple[name]()
 
 
-class MultinomialLoss:
+class MultinomialLoss(Loss):
     """Multinomial log loss with symmetric softmax link; targets are one-hot rows.
 
     Unlike the other losses it couples the columns of the raw prediction: `value` has one entry a

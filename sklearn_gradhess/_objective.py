@@ -11,7 +11,7 @@ from scipy import sparse
 __all__ = ["Evaluation", "Problem"]
 
 Array = npt.NDArray[np.float64]
-_CHUNK_BYTES = 2**23
+_CHUNK_BYTES = 2**20
 
 
 class Evaluation(NamedTuple):
@@ -131,20 +131,23 @@ class Problem:
         stiffness = curvature if self.quadratic else np.empty_like(raw)
         gradient = np.zeros((self.p, self.Y.shape[1]))
         leverage = None if probes is None else np.zeros(self.n)
+        objective = self.penalty(W)
         for piece, Z in self.chunks():
-            y = self.Y[piece]
             raw[piece] = self.predict(Z, W)
-            if not self.quadratic:
-                curvature[piece] = self.loss.curvature(y, raw[piece])
-                stiffness[piece] = self.loss.stiffness(y, raw[piece])
-            residual = self.weighted(self.loss.gradient(y, raw[piece]), piece)
-            gradient += self.adjoint(Z, residual)
+            if self.quadratic:
+                slope = raw[piece] - self.Y[piece]
+                value = 0.5 * slope**2
+            else:
+                value, slope, curvature[piece], stiffness[piece] = self.loss.all(
+                    self.Y[piece], raw[piece]
+                )
+            objective += float(self.weighted(value, piece).sum()) / self.n
+            gradient += self.adjoint(Z, self.weighted(slope, piece))
             if probes is not None and leverage is not None:
                 for j, probe in enumerate(probes):
                     square = np.sum(self.predict(Z, probe) ** 2, axis=1)
                     leverage[piece] += self.weighted(stiffness[piece, j] * square, piece)
         gradient = gradient / self.n + self.penalty_gradient(W)
-        objective = self.mean_loss(raw) + self.penalty(W)
         return Evaluation(raw, gradient, objective, curvature, stiffness, leverage)
 
     def hessian_product(
@@ -161,10 +164,6 @@ class Problem:
                 rows = stiffness[piece] * raw_u[piece]
             out += self.adjoint(Z, self.weighted(rows, piece))
         return out / self.n + self.penalty_gradient(U), raw_u
-
-    def stiffness(self, raw: Array, piece: Any = slice(None)) -> Array:
-        """Curvature that a preconditioner assumes of each row; see the losses."""
-        return self.loss.stiffness(self.Y[piece], raw)
 
     def row_hessian(self, raw: Array, direction: Array, piece: Any) -> Array:
         """Second derivative of each row's loss, times a direction in its raw predictions."""

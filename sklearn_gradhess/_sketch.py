@@ -33,7 +33,7 @@ class Sketch:
     whiten : list of ndarray of shape (p, r)
         T with ``T T'`` the inverse of the debiased sketched Hessian.
     start : ndarray of shape (p, t) or None
-        Solution of the sketched least-squares problem.
+        Step to the solution of the sketched problem, if a target was sketched too.
     exact : bool
         Whether every row is a batch, so that the sketch is the Hessian itself.
     ratio : float
@@ -103,21 +103,24 @@ class Sketch:
 
 def sketch(
     problem: Problem,
-    raw: Array | None,
+    stiffness: Array | None,
+    target: Array | None = None,
     *,
     oversampling: float,
     rng: np.random.Generator,
     shuffle: bool = True,
     n_threads: int = 1,
 ) -> Sketch:
-    """Sketch the Hessian at raw predictions; for the squared loss the target too. One pass.
+    """Sketch the Hessian, and a least-squares problem with it. One pass.
 
     Parameters
     ----------
     problem : Problem
         The objective.
-    raw : ndarray of shape (n_samples, t) or None
-        Raw predictions that the curvature is taken at; None for the squared loss.
+    stiffness : ndarray of shape (n_samples, t) or None
+        Curvature assumed of each row; None is one, as for the squared loss.
+    target : ndarray of shape (n_samples, t), default=None
+        Targets of the least-squares problem whose sketch is solved.
     oversampling : float
         Batches a coefficient.
     rng : Generator
@@ -131,16 +134,13 @@ def sketch(
     batch_size = 1 if 2.0 * n * p**2 <= _EXACT else max(1, int(n / (oversampling * p)))
     exact = batch_size == 1
     signs = np.where(rng.random(n) < 0.5, -1.0, 1.0)[:, None]
-    if raw is None:
-        root = problem.weighted(np.ones(n))[:, None]
-    else:
-        root = problem.weighted(problem.stiffness(raw))
-    coefficients = signs * np.sqrt(root)
+    v = np.ones((n, 1)) if stiffness is None else stiffness
+    coefficients = signs * np.sqrt(problem.weighted(v))
     batch = batch_index(n, batch_size, 0, rng if shuffle else None)
-    target = None
-    if raw is None:
-        columns = (coefficients[:, 0] * y for y in problem.Y.T)
-        target = np.column_stack([np.bincount(batch, c).astype(np.float64) for c in columns])
+    sketched = None  # target of each coefficient vector
+    if target is not None:
+        columns = np.broadcast_to(coefficients, target.shape).T * target.T
+        sketched = np.column_stack([np.bincount(batch, c).astype(np.float64) for c in columns])
     k = int(batch.max()) + 1
     # Combinations of the rows, not of coordinates: as equivariant as the rows are
     mix = rng.standard_normal((0 if exact else k, PROBES))
@@ -153,15 +153,16 @@ def sketch(
         has_intercept=problem.has_intercept,
         n_threads=n_threads,
     )
-    factors, mixed = _accumulate(runs, coefficients.shape[1], p, target, mix)
+    factors, mixed = _accumulate(runs, coefficients.shape[1], p, sketched, mix)
     factors, mixed = [f / np.sqrt(n) for f in factors], [m / np.sqrt(n) for m in mixed]
     debias = 1.0 if exact else (k - p - 1) / k
     inverses = [_whitening(factor[:p, :p], problem) for factor in factors]
     whiten = [np.sqrt(debias) * T for T, _ in inverses]
     start = None
     if target is not None:
-        T = inverses[0][0]
-        start = T @ (T.T @ (factors[0][:p, :p].T @ factors[0][:p, p:]))
+        shrink = 0.0 if stiffness is None or exact else p / k
+        solved = (_solve(T, f, shrink) for (T, _), f in zip(inverses, factors, strict=True))
+        start = np.column_stack(list(solved))
     probes = None
     if not exact:
         probes = [_probes(T, m, problem, rng) for T, m in zip(whiten, mixed, strict=True)]
@@ -183,8 +184,8 @@ def _accumulate(
     runs: Iterable[BatchSums], n_columns: int, p: int, target: Array | None, mix: Array
 ) -> tuple[list[Array], list[Array]]:
     """Triangular factor of the sketched rows and targets, and random mixtures of the rows."""
-    t = 0 if target is None else target.shape[1]
-    factors = [np.zeros((p + t, p + t)) for _ in range(n_columns)]
+    width = 0 if target is None else target.shape[1] // n_columns
+    factors = [np.zeros((p + width, p + width)) for _ in range(n_columns)]
     mixed = [np.zeros((p, PROBES)) for _ in range(n_columns)]
     for start, sums, _ in runs:
         for j in range(n_columns):
@@ -192,9 +193,26 @@ def _accumulate(
             if len(mix):
                 mixed[j] += rows.T @ mix[start : start + len(rows)]
             if target is not None:
-                rows = np.column_stack([rows, target[start : start + len(rows)]])
+                own = slice(j * width, (j + 1) * width)
+                rows = np.column_stack([rows, target[start : start + len(rows), own]])
             factors[j] = triangular_factor(np.vstack([factors[j], rows]))
     return factors, mixed
+
+
+def _solve(T: Array, factor: Array, ratio: float) -> Array:
+    """Solve the sketched least squares; with a ratio of p over k, shrink what is noise.
+
+    The solution has a noise of ``s^2 c / (1 - c)``, whatever the signal m^2; a step that is
+    ``m^2 / (m^2 + noise)`` as long is the best one. Both are read off the sketch's own residuals.
+    """
+    p = len(T)
+    R, q, rest = factor[:p, :p], factor[:p, p:], factor[p:, p:]
+    step = T @ (T.T @ (R.T @ q))
+    if ratio:
+        variance = float(np.sum(rest**2)) / (1 - ratio)
+        signal = max(float(np.sum((R @ step) ** 2)) - ratio * variance, 0.0)
+        step *= signal / (signal + variance * ratio / (1 - ratio)) if signal else 0.0
+    return step
 
 
 def _probes(T: Array, mixed: Array, problem: Problem, rng: np.random.Generator) -> Array:

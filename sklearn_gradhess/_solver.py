@@ -96,7 +96,9 @@ class _Run:
         self.sketch: Sketch | None = settings.fixed
         self.judge: Sketch | None = None
         self.leverage: Array | None = None
+        self._sketched_stiffness: Array | None = None
         self.eta = settings.learning_rate or 0.0
+        self.ceiling = np.inf  # objective that the start has to beat
         self.cautious = False
         self.history: list[dict[str, Any]] = []
 
@@ -109,6 +111,9 @@ class _Run:
         converged = False
         for iteration in range(settings.max_iter + 1):
             evaluation = self._evaluate(W)
+            if iteration == 0 and not evaluation.objective <= self.ceiling:
+                W, self.leverage = self._null_model(), None
+                evaluation = self._evaluate(W)
             assert self.sketch is not None
             decrement = self._decrement(evaluation)
             floor = self._floor(evaluation)
@@ -158,18 +163,20 @@ class _Run:
 
     def _start(self, start: Array | None) -> Array:
         """Find where to start, with a sketch of the Hessian there if that is known beforehand."""
+        problem = self.problem
         W = self._null_model() if start is None else start
-        if self.sketch is None and (start is None or self.problem.quadratic):
-            # At the null model the curvature needs no pass
-            raw = None
-            if not self.problem.quadratic:
-                raw = np.broadcast_to(
-                    W[0] if self.problem.has_intercept else 0.0, self.problem.Y.shape
-                )
-                raw = np.array(raw)
-            self.sketch = self._make_sketch(raw)
-            if start is None and self.sketch.start is not None:
-                return self.sketch.start
+        if self.sketch is None and (start is None or problem.quadratic):
+            # At the null model the derivatives need no pass
+            stiffness, target = None, problem.Y
+            if not problem.quadratic:
+                raw = np.array(np.broadcast_to(W[0] * problem.has_intercept, problem.Y.shape))
+                value, slope, _, stiffness = problem.loss.all(problem.Y, raw)
+                self.ceiling = float(problem.weighted(value).sum() / problem.n)
+                target = -slope / stiffness
+            self.sketch = self._make_sketch(stiffness, target)
+            if start is None:
+                assert self.sketch.start is not None
+                return W + self.sketch.start
         return W
 
     def _null_model(self) -> Array:
@@ -202,7 +209,7 @@ class _Run:
         if evaluation.leverage is not None:
             self.leverage = evaluation.leverage
         if self.sketch is None:
-            self.sketch = self._make_sketch(evaluation.raw)
+            self.sketch = self._make_sketch(evaluation.stiffness)
         return evaluation
 
     def _decrement(self, evaluation: Evaluation) -> float:
@@ -213,7 +220,7 @@ class _Run:
         """
         problem, settings = self.problem, self.settings
         if settings.judge and self.judge is None:
-            self.judge = self._make_sketch(evaluation.raw)
+            self.judge = self._make_sketch(evaluation.stiffness)
         sketched = self.judge or self.sketch
         assert sketched is not None
         decrement = sketched.decrement(evaluation.gradient)
@@ -225,16 +232,16 @@ class _Run:
 
     def _refresh(self, evaluation: Evaluation) -> None:
         """Sketch the Hessian where it is now; the leverages have to be measured anew."""
-        self.sketch = self._make_sketch(evaluation.raw)
+        self.sketch = self._make_sketch(evaluation.stiffness)
         self.leverage = None
 
-    def _make_sketch(self, raw: Array | None) -> Sketch:
+    def _make_sketch(self, stiffness: Array | None, target: Array | None = None) -> Sketch:
         self.passes += 1
-        if raw is not None:
-            self._sketched_stiffness = self.problem.stiffness(raw)
+        self._sketched_stiffness = stiffness
         return sketch(
             self.problem,
-            raw,
+            None if self.problem.quadratic else stiffness,
+            target,
             oversampling=self.settings.oversampling,
             rng=self.rng,
             shuffle=self.settings.shuffle,
@@ -246,6 +253,7 @@ class _Run:
         problem = self.problem
         if problem.quadratic or self.settings.fixed is not None:
             return False
+        assert self._sketched_stiffness is not None
         now = problem.weighted(evaluation.stiffness)
         then = problem.weighted(self._sketched_stiffness)
         moved = np.abs(now - then).sum() / max(then.sum(), np.finfo(float).tiny)
@@ -347,13 +355,11 @@ class _Run:
         base = np.ones(problem.n) if problem.weight is None else problem.weight
         probability = self.leverage + self.leverage.mean() * base
         probability /= probability.sum()
-        cumulative = np.cumsum(probability)
         steps = _STEPS
+        draws = self._draw(np.cumsum(probability), steps, batch_size)
         U = np.zeros_like(evaluation.gradient)
         mean, n_averaged = np.zeros_like(U), 0
-        for step in range(steps):
-            draw = np.searchsorted(cumulative, self.rng.random(batch_size) * cumulative[-1])
-            draw = np.sort(np.minimum(draw, problem.n - 1))
+        for step, draw in enumerate(draws):
             scale = problem.weighted(np.ones(batch_size), draw)
             scale /= batch_size * problem.n * probability[draw]
             Z = problem.rows(draw)
@@ -371,6 +377,12 @@ class _Run:
                 mean += (U - mean) / n_averaged
         self.passes += steps * batch_size / problem.n
         return mean if settings.average else U
+
+    def _draw(self, cumulative: Array, steps: int, batch_size: int) -> npt.NDArray[np.intp]:
+        """Rows of all steps, each step's sorted; sought in order, which caches like."""
+        u = np.sort(self.rng.random(steps * batch_size)) * cumulative[-1]
+        rows = np.minimum(np.searchsorted(cumulative, u), len(cumulative) - 1)
+        return np.sort(self.rng.permutation(rows).reshape(steps, batch_size), axis=1)
 
     def _newton_step(
         self, W: Array, evaluation: Evaluation, decrement: float, target: float

@@ -87,10 +87,24 @@ ROWS = (gaussian, one_hot, student_t)
 def sketch_of(X, rng, oversampling=4.0, alpha=0.0, intercept=False, **kwargs):
     y = rng.standard_normal((len(X), 1))
     problem = Problem(X, y, None, make_loss("squared_error"), alpha, intercept)
-    return problem, sketch(problem, None, oversampling=oversampling, rng=rng, **kwargs)
+    return problem, sketch(problem, None, y, oversampling=oversampling, rng=rng, **kwargs)
 
 
 # --- losses
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", LOSSES)
+def test_all_at_once_is_each_of_value_gradient_curvature_and_stiffness(rng, name, dtype):
+    loss, y = the_loss(name), targets(name, rng, 42).astype(dtype)
+    raw = np.linspace(-800, 800, 42)[:, None] * np.ones(y.shape[1])
+    raw[20:] = 3 * rng.standard_normal((22, y.shape[1]))
+    raw[21] = 0
+    raw = raw.astype(dtype)
+    each = [getattr(loss, part)(y, raw) for part in ("value", "gradient", "curvature", "stiffness")]
+    for got, want in zip(loss.all(y, raw), each, strict=True):
+        assert got.dtype == dtype
+        assert_allclose(got, want, rtol=max(20 * np.finfo(dtype).eps, 1e-8))
 
 
 @given(f=st.floats(-30, 30), g=st.floats(-30, 30), y=st.sampled_from([0.0, 1.0]), name=st.data())
@@ -293,14 +307,64 @@ def test_a_sketch_in_batches_of_one_is_the_hessian(rng):
 def test_an_exact_sketch_weights_rows_by_weight_and_stiffness(rng):
     problem = make("multinomial", rng, n=40, alpha=0.1)
     raw = rng.standard_normal((40, 3))
-    sketched = sketch(problem, raw, oversampling=4.0, rng=rng)
-    v = problem.loss.stiffness(problem.Y, raw) * problem.weight[:, None]
+    stiffness = problem.loss.stiffness(problem.Y, raw)
+    sketched = sketch(problem, stiffness, oversampling=4.0, rng=rng)
+    v = stiffness * problem.weight[:, None]
     Z, gradient = dense(problem), rng.standard_normal((4, 3))
     for j in range(3):
         H = Z.T @ (v[:, j, None] * Z) / 40 + 0.1 * np.diag([0, 1, 1, 1])
         assert_allclose(sketched.newton(gradient)[:, j], np.linalg.solve(H, gradient[:, j]))
     assert sketched.curvature_scale == 2
     assert sketched.start is None
+
+
+def test_an_exact_sketch_solves_the_least_squares_of_every_column(rng):
+    problem = make("multinomial", rng, n=40, alpha=0.1)
+    v, target = rng.uniform(0.1, 1, (40, 3)), rng.standard_normal((40, 3))
+    sketched = sketch(problem, v, target, oversampling=4.0, rng=rng)
+    Z, v = dense(problem), v * problem.weight[:, None]
+    for j in range(3):
+        H = Z.T @ (v[:, j, None] * Z) / 40 + 0.1 * np.diag([0, 1, 1, 1])
+        want = np.linalg.solve(H, Z.T @ (v[:, j] * target[:, j]) / 40)
+        assert_allclose(sketched.start[:, j], want, rtol=1e-8)
+
+
+@pytest.mark.parametrize("signal", [0.0, 0.1, 1.0, 10.0])
+def test_the_shrunk_start_is_no_worse_than_none_nor_than_the_sketched_solution(
+    mini_batches, rng, signal
+):
+    n, p, runs = 4000, 20, 40
+    shrunk, plain = np.zeros(runs), np.zeros(runs)
+    for run in range(runs):
+        X = gaussian(rng, n, p)
+        w = rng.standard_normal((p, 1))
+        w *= np.sqrt(n * signal) / np.linalg.norm(X @ w)
+        target = X @ w + rng.standard_normal((n, 1))
+        problem = Problem(X, target, None, make_loss("log_loss"), 0.0, False)
+        for errors, stiffness in ((shrunk, np.ones((n, 1))), (plain, None)):
+            start = sketch(problem, stiffness, target, oversampling=4.0, rng=rng).start
+            errors[run] = np.sum((X @ (start - w)) ** 2) / n
+    # c / (1 - c) = 1/3, with 20 degrees of freedom: five standard errors of 40 runs
+    assert abs(plain.mean() - 1 / 3) < 5 * (1 / 3) * np.sqrt(2 / 20 / runs) + 0.02
+    best = signal / 3 / (signal + 1 / 3)  # of a step whose length is known
+    assert best * 0.75 < shrunk.mean() + 1e-12
+    assert shrunk.mean() < best + 0.06
+
+
+@pytest.mark.parametrize("name", ["huber", "log_loss", "poisson", "multinomial"])
+def test_a_start_that_is_worse_than_the_null_model_is_dropped(rng, monkeypatch, name):
+    problem = make(name, rng, n=60)
+    monkeypatch.setattr(_sketch, "_solve", lambda T, factor, ratio: np.full((len(T), 1), 30.0))
+    if name == "multinomial":  # where all classes alike would change nothing
+        bad = iter((30.0, -30.0, 30.0))
+        monkeypatch.setattr(_sketch, "_solve", lambda T, *_: np.full((len(T), 1), next(bad)))
+    solution = solve(problem, Settings(tol=1e-6), np.random.default_rng(0))
+    mean = problem.weighted(problem.Y).mean(axis=0)
+    null = problem.mean_loss(np.tile(problem.loss.link(mean), (60, 1)))
+    assert_allclose(solution.history[0]["loss"], null)
+    assert solution.history[0]["passes"] == 3  # the sketch, the start, the null model
+    assert solution.converged
+    assert np.abs(problem.evaluate(solution.W).gradient).max() < 1e-4
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
