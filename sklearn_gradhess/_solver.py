@@ -16,7 +16,7 @@ Both see the data in passes; without a penalty every map is affine equivariant.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,15 @@ def solve(
         return _Run(problem, settings, rng).solve(start)
 
 
+class _Point(NamedTuple):
+    """Coefficients, and what a pass over the data told of them."""
+
+    W: Array
+    evaluation: Evaluation
+    decrement: float
+    floor: float
+
+
 class _Run:
     """One minimisation: the state that its steps share."""
 
@@ -99,67 +108,64 @@ class _Run:
         self._sketched_stiffness: Array | None = None
         self.eta = settings.learning_rate or 0.0
         self.ceiling = np.inf  # objective that the start has to beat
-        self.cautious = False
+        self.careful = False  # whether the mini-batch steps have failed
+        self.cautious = False  # whether Newton steps by the second derivative have
+        self.clock = time.perf_counter()
         self.history: list[dict[str, Any]] = []
 
     def solve(self, start: Array | None) -> Solution:
-        clock = time.perf_counter()
         settings = self.settings
-        W = self._start(start)
-        best: tuple[Array, Evaluation, float] | None = None
-        careful = False  # whether the mini-batch steps have failed
+        best: _Point | None = None
         converged = False
+        W = self._start(start)
         for iteration in range(settings.max_iter + 1):
-            evaluation = self._evaluate(W)
-            if iteration == 0 and not evaluation.objective <= self.ceiling:
-                W, self.leverage = self._null_model(), None
-                evaluation = self._evaluate(W)
-            assert self.sketch is not None
-            decrement = self._decrement(evaluation)
-            floor = self._floor(evaluation)
-            failed = best is not None and not self._improved(evaluation, decrement, best, careful)
-            if best is not None and failed and (careful or not settings.safeguard):
-                self._record(evaluation, decrement, floor, clock)
-                slack = 1e-13 * (1 + abs(best[1].objective))
-                level = evaluation.objective <= best[1].objective + slack
-                if evaluation.objective < best[1].objective or (level and decrement < best[2]):
-                    best = (W, evaluation, decrement)
-                converged = best[2] <= settings.tol * self._floor(best[1])
-                if converged or self.cautious or not settings.safeguard:
-                    # A Newton step with line search gains nothing: what is left is rounding
-                    break
-                # The second derivative misleads; that of the bound does not
-                self.cautious = True
-                W, evaluation, decrement = best
-                self._refresh(evaluation)
-                W = self._step(W, evaluation, self._decrement(evaluation), 0.0, True)
-                continue
-            if best is not None and failed:
-                careful = True
-                if not evaluation.objective <= best[1].objective:
-                    W, evaluation, decrement = best
-                    floor = self._floor(evaluation)
-            elif self._stale(evaluation, decrement):
-                self._refresh(evaluation)
-                decrement = self._decrement(evaluation)
-            self._record(evaluation, decrement, floor, clock)
-            best = (W, evaluation, decrement)
-            # Where every pass is cheap, go on until nothing is left to see
-            target = settings.tol * floor * (1e-6 if self.sketch.exact else 1.0)
-            converged = decrement <= max(target, self._rounding(evaluation))
-            last_round = not careful and self._last_round_suffices(target)
+            point = self._look(W)
+            if best is not None and not self._improved(point, best):
+                if self.careful or not settings.safeguard:
+                    self._record(point)
+                    best = point if self._better(point, best) else best
+                    converged = best.decrement <= settings.tol * best.floor
+                    if converged or self.cautious or not settings.safeguard:
+                        # A Newton step with line search gains nothing: what is left is rounding
+                        break
+                    # The second derivative misleads; that of the bound does not
+                    self.cautious = True
+                    best = self._refreshed(best)
+                    W = self._step(best, 0.0)
+                    continue
+                self.careful = True
+                if not point.evaluation.objective <= best.evaluation.objective:
+                    point = best
+            elif self._stale(point):
+                point = self._refreshed(point)
+            self._record(point)
+            best = point
+            target = self._target(point)
+            converged = point.decrement <= max(target, self._rounding(point.evaluation))
             stop = settings.on_iteration and settings.on_iteration(W, self.history[-1])
-            if last_round and not stop:
+            if not stop and self._last_round_suffices(target):
                 # A fraction of a pass, by steps that have just shown what they do
                 converged = True
-                W = self._step(W, evaluation, decrement, target, careful)
-                best = (W, evaluation, decrement)
+                best = point._replace(W=self._step(point, target))
             if converged or stop or iteration == settings.max_iter:
                 break
-            W = self._step(W, evaluation, decrement, target, careful)
+            W = self._step(point, target)
         assert best is not None
         assert self.sketch is not None
-        return Solution(best[0], self.sketch, bool(converged), self.eta, self.passes, self.history)
+        return Solution(best.W, self.sketch, bool(converged), self.eta, self.passes, self.history)
+
+    def _look(self, W: Array) -> _Point:
+        """Evaluate; in the first place somewhere that is no worse than the null model."""
+        evaluation = self._evaluate(W)
+        if not self.history and not evaluation.objective <= self.ceiling:
+            W, self.leverage = self._null_model(), None
+            evaluation = self._evaluate(W)
+        return _Point(W, evaluation, self._decrement(evaluation), self._floor(evaluation))
+
+    def _target(self, point: _Point) -> float:
+        """Decrement to stop at; where every pass is cheap, where nothing is left to see."""
+        assert self.sketch is not None
+        return self.settings.tol * point.floor * (1e-6 if self.sketch.exact else 1.0)
 
     def _start(self, start: Array | None) -> Array:
         """Find where to start, with a sketch of the Hessian there if that is known beforehand."""
@@ -188,14 +194,14 @@ class _Run:
             W[0] = problem.loss.link(mean)
         return W
 
-    def _record(self, evaluation: Evaluation, decrement: float, floor: float, clock: float) -> None:
+    def _record(self, point: _Point) -> None:
         self.history.append(
             {
-                "loss": evaluation.objective,
-                "decrement": decrement,
-                "floor": floor,
+                "loss": point.evaluation.objective,
+                "decrement": point.decrement,
+                "floor": point.floor,
                 "passes": self.passes,
-                "seconds": time.perf_counter() - clock,
+                "seconds": time.perf_counter() - self.clock,
             }
         )
 
@@ -230,10 +236,11 @@ class _Run:
             decrement *= min(stiffness / max(curvature, 1e-300), 10.0)
         return decrement
 
-    def _refresh(self, evaluation: Evaluation) -> None:
+    def _refreshed(self, point: _Point) -> _Point:
         """Sketch the Hessian where it is now; the leverages have to be measured anew."""
-        self.sketch = self._make_sketch(evaluation.stiffness)
+        self.sketch = self._make_sketch(point.evaluation.stiffness)
         self.leverage = None
+        return point._replace(decrement=self._decrement(point.evaluation))
 
     def _make_sketch(self, stiffness: Array | None, target: Array | None = None) -> Sketch:
         self.passes += 1
@@ -248,16 +255,16 @@ class _Run:
             n_threads=self.settings.n_threads,
         )
 
-    def _stale(self, evaluation: Evaluation, decrement: float) -> bool:
+    def _stale(self, point: _Point) -> bool:
         """Whether the sketch should be made anew: far off, or off and slow."""
         problem = self.problem
         if problem.quadratic or self.settings.fixed is not None:
             return False
         assert self._sketched_stiffness is not None
-        now = problem.weighted(evaluation.stiffness)
+        now = problem.weighted(point.evaluation.stiffness)
         then = problem.weighted(self._sketched_stiffness)
         moved = np.abs(now - then).sum() / max(then.sum(), np.finfo(float).tiny)
-        slow = bool(self.history) and decrement > self.history[-1]["decrement"] / _FAST
+        slow = bool(self.history) and point.decrement > self.history[-1]["decrement"] / _FAST
         return bool(moved > (_MOVED / 5 if slow else _MOVED))
 
     def _probes(self) -> list[Array]:
@@ -288,33 +295,28 @@ class _Run:
         size = problem.weighted(evaluation.curvature * (evaluation.raw**2 + 1.0)).sum() / problem.n
         return float((64 * np.finfo(np.float64).eps) ** 2 * size)
 
-    def _improved(
-        self,
-        evaluation: Evaluation,
-        decrement: float,
-        best: tuple[Array, Evaluation, float],
-        careful: bool,
-    ) -> bool:
+    def _improved(self, point: _Point, best: _Point) -> bool:
         """Whether a step did what its kind should do: halve the decrement, or descend."""
-        slack = 1e-13 * (1 + abs(best[1].objective))
-        gain = best[1].objective - evaluation.objective
-        steady = careful or not self.settings.safeguard
-        halved = decrement <= 0.5 * best[2] and gain >= -slack
-        return bool(np.isfinite(decrement) and (halved or (steady and gain > slack)))
+        gain, slack = _gain(point, best)
+        steady = self.careful or not self.settings.safeguard
+        halved = point.decrement <= 0.5 * best.decrement and gain >= -slack
+        return bool(np.isfinite(point.decrement) and (halved or (steady and gain > slack)))
 
-    def _step(
-        self, W: Array, evaluation: Evaluation, decrement: float, target: float, careful: bool
-    ) -> Array:
+    def _better(self, point: _Point, best: _Point) -> bool:
+        gain, slack = _gain(point, best)
+        return gain > 0 or (gain >= -slack and point.decrement < best.decrement)
+
+    def _step(self, point: _Point, target: float) -> Array:
         assert self.sketch is not None
         problem, settings = self.problem, self.settings
         batch_size = settings.batch_size or 4 * problem.p
-        if settings.safeguard and (careful or self.sketch.exact or self._few_rows):
-            return self._newton_step(W, evaluation, decrement, target)
+        if settings.safeguard and (self.careful or self.sketch.exact or self._few_rows):
+            return self._newton_step(point, target)
         if self.leverage is None:
-            self.leverage = self._measure_leverages(evaluation)
+            self.leverage = self._measure_leverages(point.evaluation)
         if not settings.learning_rate:
             self.eta = self.sketch.step_size(batch_size)
-        return W + self._reduced_steps(evaluation, batch_size)
+        return point.W + self._reduced_steps(point.evaluation, batch_size)
 
     def _last_round_suffices(self, target: float) -> bool:
         """Whether one more round of steps ends tenfold below the target, at the rate of the last.
@@ -327,6 +329,7 @@ class _Run:
         now, before = self.history[-1]["decrement"], self.history[-2]["decrement"]
         return bool(
             settings.variance_reduction
+            and not self.careful
             and not self._few_rows
             and now < before / 4
             and now**2 / before <= 0.1 * target
@@ -384,12 +387,11 @@ class _Run:
         rows = np.minimum(np.searchsorted(cumulative, u), len(cumulative) - 1)
         return np.sort(self.rng.permutation(rows).reshape(steps, batch_size), axis=1)
 
-    def _newton_step(
-        self, W: Array, evaluation: Evaluation, decrement: float, target: float
-    ) -> Array:
+    def _newton_step(self, point: _Point, target: float) -> Array:
         """Newton step by preconditioned conjugate gradients, then a line search."""
         assert self.sketch is not None
         problem, sketched = self.problem, self.sketch
+        W, evaluation, decrement, _ = point
         stiffness = evaluation.stiffness if self.cautious else None
         goal = max(0.1 * target, 1e-30 * decrement if problem.quadratic else 1e-4 * decrement)
         U, raw_u = np.zeros_like(W), np.zeros_like(evaluation.raw)
@@ -407,7 +409,7 @@ class _Run:
                 if stiffness is None and not problem.quadratic:
                     # Rows are flat here, not where a step would lead
                     self.cautious = True
-                    return self._newton_step(W, evaluation, decrement, target)
+                    return self._newton_step(point, target)
                 break
             step = rho / curvature
             U, raw_u = U + step * direction, raw_u + step * raw_direction
@@ -432,3 +434,9 @@ class _Run:
                 break
             t *= 0.5
         return t
+
+
+def _gain(point: _Point, best: _Point) -> tuple[float, float]:
+    """How much lower the objective is, and what of that may be rounding."""
+    gain = best.evaluation.objective - point.evaluation.objective
+    return gain, 1e-13 * (1 + abs(best.evaluation.objective))
