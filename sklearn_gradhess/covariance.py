@@ -150,8 +150,10 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         "antithetic": each batch is seen with targets y + xi and y - xi; half the difference of the
         two gradients has the Hessian as covariance, exactly, for any data, coefficients and label
         noise. "single": one noisy gradient a batch, as in the paper; adds a nuisance of relative
-        size excess_risk/batch_size. "none": clean gradients, uncalibrated unless
-        `inherent_variance` is known; for comparison.
+        size excess_risk/batch_size. "none": clean gradients. Without
+        `inherent_variance` they are uncalibrated, for comparison only; with it, known or
+        estimated, its share of the calibrated variance is divided out, which also works where the
+        inherent noise exceeds what single noise may add up to.
     noise_scale : float, default=1.0
         Total noise variance as a multiple of the calibrated one. Divided out of `covariance_`.
     inherent_variance : float or "estimate", default=0.0

@@ -45,7 +45,7 @@ def make_hessian_regression(
     distribution : {"gaussian", "rademacher", "student_t", "correlated", "one_hot"}, \
             default="gaussian"
         Law of the features. "gaussian": Gaussian, randomly rotated. "rademacher": independent signs
-        of falling scale, the known case where no calibration is needed. "student_t": Student's t
+        of falling scale, the smallest kurtosis there is. "student_t": Student's t
         with 5 degrees of freedom, elliptical, rotated: heavy tails. "correlated": Gaussian,
         rotated, with autocorrelation 0.9 from row to row, so rows are not independent. "one_hot":
         indicators of one categorical variable of n_features + 1 levels, the first one dropped.

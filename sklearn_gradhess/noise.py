@@ -103,8 +103,8 @@ def calibrated_variance(
         raise ValueError(
             f"The inherent target noise has variance {worst:g}, more than the calibrated total "
             f"{worst_total:g} = noise_scale * batch_size * curvature: noise can be added, not "
-            "taken away. Increase batch_size or noise_scale, or use noise='antithetic', where "
-            "inherent noise cancels."
+            "taken away. Increase batch_size or noise_scale; or use noise='none', which divides "
+            "inherent_variance out, or noise='antithetic', where inherent noise cancels."
         )
     return float(variance) if variance.ndim == 0 else variance
 

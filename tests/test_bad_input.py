@@ -251,8 +251,9 @@ ALIKE = {  # refused by fit and partial_fit: settings, changes, error, message
         {"y": Y + 10},
         ValueError,
         r"^The inherent target noise has variance 1\d\d\.\d+, more than the calibrated total 7 = "
-        r"noise_scale \* batch_size \* curvature: .* Increase batch_size or noise_scale, or use "
-        r"noise='antithetic', where inherent noise cancels\.$",
+        r"noise_scale \* batch_size \* curvature: .* Increase batch_size or noise_scale; or use "
+        r"noise='none', which divides inherent_variance out, or noise='antithetic', where inherent "
+        r"noise cancels\.$",
     ),
     "huge targets": (
         {},
@@ -628,7 +629,8 @@ def test_inherent_noise_above_the_total_is_refused(method):
     match = (
         r"^The inherent target noise has variance 9\.5, more than the calibrated total 3\.5 = "
         r"noise_scale \* batch_size \* curvature: noise can be added, not taken away\. Increase "
-        r"batch_size or noise_scale, or use noise='antithetic', where inherent noise cancels\.$"
+        r"batch_size or noise_scale; or use noise='none', which divides inherent_variance out, "
+        r"or noise='antithetic', where inherent noise cancels\.$"
     )
     with refused(ValueError, match, estimator):
         if method == "partial_fit_gradients":

@@ -65,8 +65,9 @@ def test_batch_size_may_be_an_array():
 def test_inherent_noise_above_the_total_is_refused_with_both_numbers_and_the_way_out():
     message = (
         r"inherent target noise has variance 40, more than the calibrated total 32 = "
-        r"noise_scale \* batch_size \* curvature.* Increase batch_size or noise_scale, or use "
-        r"noise='antithetic', where inherent noise cancels\."
+        r"noise_scale \* batch_size \* curvature.* Increase batch_size or noise_scale; or use "
+        r"noise='none', which divides inherent_variance out, or noise='antithetic', where inherent "
+        r"noise cancels\."
     )
     with pytest.raises(ValueError, match=message):
         calibrated_variance(16, inherent_variance=40.0, noise_scale=2.0)
