@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sklearn_gradhess
 
-sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+sys.path[:0] = [str(Path(__file__).parent / "_ext"), str(Path(__file__).parents[1])]
 
 project = "sklearn_gradhess"
 author = "the sklearn_gradhess developers"
@@ -26,8 +26,10 @@ exclude_patterns = ["_build", "_ext", "_templates"]
 templates_path = ["_templates"]
 default_role = "code"  # single backticks in docstrings are code
 nitpicky = False  # types of numpydoc such as "array-like" are words, not links
+smartquotes = False  # quotes in types are code
 
 autosummary_generate = True
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # numpydoc gives the types, with shapes
 numpydoc_show_class_members = False  # the template of classes lists them
@@ -71,5 +73,20 @@ def _skip_scikit_learn(app, what, name, obj, skip, options):
     return None
 
 
+def _resolve_short_names(app, env, node, contnode):
+    """Let `sklearn_gradhess.X` be a link to `sklearn_gradhess.module.X`, where X is described."""
+    package, _, name = node.get("reftarget", "").partition(".")
+    if package != "sklearn_gradhess" or not hasattr(
+        getattr(sklearn_gradhess, name, None), "__module__"
+    ):
+        return None
+    target = f"{getattr(sklearn_gradhess, name).__module__}.{name}"
+    domain = env.get_domain("py")
+    return domain.resolve_xref(
+        env, node["refdoc"], app.builder, node["reftype"], target, node, contnode
+    )
+
+
 def setup(app):
     app.connect("autodoc-skip-member", _skip_scikit_learn)
+    app.connect("missing-reference", _resolve_short_names)

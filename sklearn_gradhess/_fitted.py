@@ -185,6 +185,54 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             return self.precision_
         return self._preconditioner.inverse().astype(self._dtype)
 
+    def newton_step(self, gradient: npt.ArrayLike) -> Array:
+        """Multiply a gradient by the inverse Hessian: the step to subtract from coefficients.
+
+        Parameters
+        ----------
+        gradient : array-like of shape (n_features,) or (n_features + 1,)
+            Gradient of the loss; with the intercept's in front, if that is fitted too. It may have
+            been taken elsewhere than the gradients that the Hessian was learnt from.
+
+        Returns
+        -------
+        step : ndarray of the shape of `gradient`
+            Newton step, the intercept's in front. Singular directions are left alone.
+
+        Raises
+        ------
+        ValueError
+            If the gradient is not finite or has another length.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_diabetes
+        >>> from sklearn_gradhess import GradientCovarianceEstimator
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> hessian = GradientCovarianceEstimator(random_state=0).fit(X)
+        >>> step = hessian.newton_step(-X.T @ y / len(X))  # at zero: one step to least squares
+        >>> residual = y - y.mean() + X @ step
+        >>> print(f"R2 {1 - residual.var() / y.var():.3f}")
+        R2 0.518
+        """
+        check_is_fitted(self)
+        refuse_foreign(gradient=gradient)
+        g = check_array(gradient, ensure_2d=False, dtype=np.float64, input_name="gradient")
+        d = self.n_features_in_
+        if g.ndim != 1 or len(g) not in (d, d + 1):
+            raise ValueError(
+                f"gradient has the shape {g.shape}, but the Hessian is of {d} features: pass "
+                f"({d},), or ({d + 1},) with the intercept's gradient in front."
+            )
+        if len(g) == d:
+            return self._preconditioner.solve(g)
+        # The Schur complement of the intercept, whose own curvature is one for the squared loss
+        known = self.loss == "squared_error" or not self._memory.has_intercept
+        curvature = 1.0 if known else self._factor[0, 0] ** 2
+        location = self.location_.astype(np.float64)
+        step = self._preconditioner.solve(g[1:] - location * g[0])
+        return np.concatenate([[g[0] / curvature - location @ step], step])
+
     def transform(self, X: Any) -> npt.NDArray[np.floating]:
         """Whiten: subtract `location_` and give the features the identity covariance.
 

@@ -208,8 +208,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         Covariance of the gradients as they were seen (the half differences, about zero, for the
         antithetic scheme), of uncentred features, nothing divided out: the paper's S_g.
     mean_gradient_ : ndarray of shape (n_features,)
-        Mean gradient at `coef`, of uncentred features. A Newton step for the coefficients subtracts
-        ``precision_ @ (mean_gradient_ - location_ * mean_intercept_gradient_)``.
+        Mean gradient at `coef`, of uncentred features; of several rounds mixed, if they were taken
+        at different coefficients. `newton_step` multiplies it by the inverse Hessian.
     mean_intercept_gradient_ : float
         Mean gradient of the intercept; NaN without one.
     excess_risk_ : float
@@ -421,11 +421,16 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     ) -> Self:
         """Go on with gradients alone: no features, no targets.
 
+        Rounds of gradients at different coefficients may go into one estimator: with antithetic
+        noise and the squared loss all tell the same Hessian. `mean_gradient_` and `excess_risk_`
+        then mix the rounds; take the mean of a round's own gradients for `newton_step`.
+
         Parameters
         ----------
         gradients : array-like of shape (n_batches, n_features) or (n_batches, n_features + 1)
             Mean gradient of each batch, at targets y + xi where the variance of xi makes the
-            total target noise ``noise_scale * batch_size`` (times the curvature of the loss).
+            total target noise ``noise_scale * batch_size`` (times the curvature of the loss). The
+            gradient must be linear in the target, as it is but for "huber".
         antithetic : array-like of the shape of `gradients`, default=None
             Gradients of the same batches at targets y - xi. Needed for noise="antithetic".
         batch_size : int

@@ -62,7 +62,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         which come to rest at a distance: for comparison.
     noise : {"antithetic", "single"}, default="antithetic"
         "single": see one noisy gradient a batch and nothing else, for curvature and direction, as
-        the paper's server does; batch_size times less efficient. One output, at most two classes.
+        the paper's server does, which wastes rows. One output, at most two classes.
     noise_scale : float, default=1.0
         Total noise over the batch size, for noise="single".
     preconditioner : {"auto", "identity"} or GradientCovarianceEstimator, default="auto"
@@ -95,7 +95,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
     n_iter_ : int
         Rounds.
     n_passes_ : float
-        Passes over X, those for the preconditioner included.
+        Passes over X, those for a preconditioner of its own making included.
     t_ : int
         Rows visited.
     learning_rate_ : float
@@ -359,7 +359,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         which come to rest at a distance: for comparison.
     noise : {"antithetic", "single"}, default="antithetic"
         "single": see one noisy gradient a batch and nothing else, for curvature and direction, as
-        the paper's server does; batch_size times less efficient. One output, at most two classes.
+        the paper's server does, which wastes rows. One output, at most two classes.
     noise_scale : float, default=1.0
         Total noise over the batch size, for noise="single".
     preconditioner : {"auto", "identity"} or GradientCovarianceEstimator, default="auto"
@@ -396,7 +396,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     n_iter_ : int
         Rounds.
     n_passes_ : float
-        Passes over X, those for the preconditioner included.
+        Passes over X, those for a preconditioner of its own making included.
     t_ : int
         Rows visited.
     learning_rate_ : float

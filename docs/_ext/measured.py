@@ -3,7 +3,7 @@
 ``:printed:`example | regular expression``` is the first group of the expression, searched in what
 the example of the gallery printed in this build.
 
-``:measured:`theme | column=value, ... | column | format``` is one cell of `measured.json`, which
+``:measured:`theme | column=value; ... | column | format``` is one cell of `measured.json`, which
 the long run of `python -m benchmarks` wrote; a format such as ``.1f`` may be left out. The
 directive ``.. measured:: theme`` is a table of it, of all columns and rows unless told otherwise.
 
@@ -19,6 +19,8 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from benchmarks.report import cell
+
 _OUTPUT = re.compile(
     r"^ *\.\. rst-class:: sphx-glr-script-out\n\n +\.\. code-block:: none\n\n((?: +.*\n|\n)+)",
     re.MULTILINE,
@@ -30,37 +32,28 @@ def printed(rst):
     return "\n".join(line.strip() for block in _OUTPUT.findall(rst) for line in block.splitlines())
 
 
-def cell(value, spec=""):
-    """One value as a reader wants it: three digits, unless told otherwise."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if spec:
-        return format(value, spec)
-    if value == round(value) and abs(value) < 1e6:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
+def _read(env):
+    path = Path(env.srcdir) / "measured.json"
+    env.note_dependency(str(path))
+    return json.loads(path.read_text("utf-8"))
 
 
 def rows_of(env, theme, where):
     """Rows of a measured table whose columns have the values that `where` names."""
-    path = Path(env.srcdir) / "measured.json"
-    env.note_dependency(str(path))
-    table = json.loads(path.read_text("utf-8"))["themes"].get(theme, {"rows": []})
-    wanted = [part.strip().split("=", 1) for part in where.split(",") if part.strip()]
+    table = _read(env)["themes"].get(theme, {"rows": []})
+    wanted = [part.strip().split("=", 1) for part in where.split(";") if part.strip()]
     return [row for row in table["rows"] if all(cell(row.get(k)) == v for k, v in wanted)]
 
 
 class _Number(SphinxRole):
     def run(self):
         try:
-            return [nodes.Text(self.find(*map(str.strip, self.content.split(" | "))))], []
+            return [nodes.Text(self.find(*map(str.strip, self.source.split(" | "))))], []
         except LookupError as error:
             return [], [self.inliner.reporter.warning(str(error), line=self.lineno)]
 
     @property
-    def content(self):
+    def source(self):
         return self.rawtext.split("`")[1]  # `self.text` has lost its backslashes
 
 
@@ -88,7 +81,18 @@ class Measured(_Number):
                 f"measured.json, {theme}: {len(rows)} rows with {where}, columns "
                 f"{list(rows[0]) if rows else []}; one row with {column!r} is needed"
             )
-        return cell(rows[0][column], spec)
+        return format(rows[0][column], spec) if spec else cell(rows[0][column])
+
+
+class MeasuredEnvironment(SphinxRole):
+    """What the measured tables ran on."""
+
+    def run(self):
+        """Make words of it."""
+        found = _read(self.env)["environment"]
+        packages = ("python", "numpy", "scipy", "sklearn")
+        words = ", ".join(f"{package} {found[package]}" for package in packages)
+        return [nodes.Text(f"{found['date']}, {words}")], []
 
 
 class MeasuredTable(SphinxDirective):
@@ -103,7 +107,7 @@ class MeasuredTable(SphinxDirective):
         rows = rows_of(self.env, theme, self.options.get("where", ""))
         if not rows:
             return [self.state.document.reporter.warning(f"measured.json has no rows of {theme}")]
-        columns = [c.strip() for c in self.options.get("columns", "").split(",") if c.strip()]
+        columns = [c.strip() for c in self.options.get("columns", "").split(";") if c.strip()]
         columns = columns or list(dict.fromkeys(key for row in rows for key in row))
         lines = [".. list-table::", "   :header-rows: 1", ""]
         for row in [columns, *([cell(row.get(c)) for c in columns] for row in rows)]:
@@ -115,5 +119,6 @@ def setup(app):
     """Register the roles and the directive."""
     app.add_role("printed", Printed())
     app.add_role("measured", Measured())
+    app.add_role("measured-environment", MeasuredEnvironment())
     app.add_directive("measured", MeasuredTable)
     return {"parallel_read_safe": True}
