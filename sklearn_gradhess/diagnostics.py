@@ -366,7 +366,14 @@ def failures(estimator: Any) -> list[Failure]:
     """Find the known failures in a fitted estimator, the gravest first."""
     return [
         f
-        for find in (_too_few, _singular, _far_from_optimum, _mismatch, _uncalibrated)
+        for find in (
+            _too_few,
+            _singular,
+            _far_from_optimum,
+            _mismatch,
+            _uncalibrated,
+            _unchecked_correction,
+        )
         for f in [find(estimator)]
         if f is not None
     ]
@@ -449,6 +456,22 @@ def _far_from_optimum(estimator: Any) -> Failure | None:
         f"covariance_ is up to {bias:.0%} too large.",
         f"{ways}, or, for Gaussian features, correction='gaussian'.",
         visible_in_fit=bool(bias > 0.5),
+    )
+
+
+def _unchecked_correction(estimator: Any) -> Failure | None:
+    if estimator.correction_ != "gaussian":
+        return None
+    nuisance = estimator.excess_risk_ / (estimator.batch_size_ * estimator.noise_scale)
+    if not 2 * nuisance >= 0.1:
+        return None
+    return Failure(
+        "correction unchecked",
+        f"A nuisance of up to {2 * nuisance:.0%} of covariance_ was removed by a formula that is "
+        "exact for Gaussian features; the gradients do not show whether the features are.",
+        "Use noise='antithetic', which needs no correction, a larger batch_size, or coef and "
+        "intercept closer to the optimum.",
+        visible_in_fit=False,
     )
 
 

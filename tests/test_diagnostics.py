@@ -366,6 +366,27 @@ def test_an_excess_risk_not_small_against_the_batch_is_reported(excess_risk, vis
     assert failure.visible_in_fit == visible
 
 
+@pytest.mark.parametrize("excess_risk", [0.2, 4.0])
+def test_a_correction_that_matters_is_reported_as_unchecked(excess_risk, rng):
+    X, y = regression(rng, 80_000, excess_risk=excess_risk, noise=0.0)
+    estimator = single(correction="gaussian").fit(X, y)  # without a warning
+    if excess_risk == 0.2:  # a nuisance of 2.5 %
+        assert calibration_report(estimator).failures == ()
+        return
+    failure = only_failure(estimator)
+    assert failure.name == "correction unchecked"
+    share = re.fullmatch(
+        r"A nuisance of up to (\d+)% of covariance_ was removed by a formula that is exact for "
+        r"Gaussian features; the gradients do not show whether the features are\.",
+        failure.fact,
+    )[1]
+    assert float(share) / 100 == pytest.approx(2 * estimator.excess_risk_ / 16, abs=0.006)
+    assert failure.way_out == (
+        "Use noise='antithetic', which needs no correction, a larger batch_size, or coef and "
+        "intercept closer to the optimum."
+    )
+
+
 def test_noise_scale_counts_against_the_nuisance(rng):
     X, y = regression(rng, excess_risk=2.0, noise=0.0)
     estimator = single(correction="none", noise_scale=20.0).fit(X, y)
