@@ -4,7 +4,7 @@ noise          how much target noise turns the covariance of batch gradients int
 covariance     GradientCovarianceEstimator: the Hessian from data or from gradients alone; whitening
 linear_model   regression and classification by SGD, preconditioned with that Hessian
 metrics        risk under attack: exact, as a scorer for searches, or from gradients alone
-plotting       AdversarialRiskDisplay: that risk against the radius of the attack
+plotting       displays of calibration, spectra, convergence, and risk against radius
 diagnostics    how many batches are needed, and what may be wrong with an estimate
 datasets       regressions whose Hessian is known
 """

@@ -1,314 +1,180 @@
-"""Displays: what they draw equals the metrics, and what they write can be read."""
+"""What all displays do alike, after scikit-learn's conventions."""
 
+import inspect
+import pickle
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
-from sklearn.datasets import load_diabetes, load_iris
-from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from numpy.testing import assert_array_equal
 
-from sklearn_gradhess.exceptions import CalibrationWarning
-from sklearn_gradhess.metrics import (
-    adversarial_accuracy,
-    adversarial_mean_squared_error,
-    dual_norm,
-    gradient_adversarial_risk,
-    make_adversarial_scorer,
+from sklearn_gradhess import plotting
+from sklearn_gradhess.plotting import (
+    AdversarialRiskDisplay,
+    ConvergenceDisplay,
+    HessianSpectrumDisplay,
+    NoiseCalibrationDisplay,
 )
-from sklearn_gradhess.plotting import AdversarialRiskDisplay
+from tests.displays import close_figures, legend  # noqa: F401
 
 matplotlib = pytest.importorskip("matplotlib")
 
-X, Y = load_diabetes(return_X_y=True, scaled=False)
-X, Y = X[:120], Y[:120]
-STD = X.std(axis=0)
-RADII = np.linspace(0.0, 0.4, 9)
-MODEL = make_pipeline(StandardScaler(), Ridge()).fit(X, Y)
-OTHER = make_pipeline(StandardScaler(), Ridge(100.0)).fit(X, Y)
-LINEAR = LinearRegression().fit(X, Y)
-POLYNOMIAL = make_pipeline(PolynomialFeatures(2), Ridge()).fit(X, Y)
+X = np.array([1.0, 2.0, 4.0])
+Y = np.array([[3.0, 2.0, 1.0], [30.0, 20.0, 10.0]])
+MAKE = {
+    AdversarialRiskDisplay: lambda y: AdversarialRiskDisplay(radii=X, value=y),
+    ConvergenceDisplay: lambda y: ConvergenceDisplay(x=[X] * len(y), y=y),
+    HessianSpectrumDisplay: lambda y: HessianSpectrumDisplay(eigenvalues=y),
+    NoiseCalibrationDisplay: lambda y: NoiseCalibrationDisplay(variance=X, error=y),
+}
+BANDED = {
+    "AdversarialRiskDisplay": lambda: AdversarialRiskDisplay(
+        radii=X, value=Y, low=Y / 2, high=Y * 2, names=["a", "b"]
+    ),
+    "ConvergenceDisplay": lambda: ConvergenceDisplay(
+        x=[X, X], y=Y, low=Y / 2, high=Y * 2, names=["a", "b"]
+    ),
+    "HessianSpectrumDisplay": lambda: HessianSpectrumDisplay(
+        eigenvalues=Y, low=Y / 2, high=Y * 2, names=["a", "b"]
+    ),
+    "NoiseCalibrationDisplay": lambda: NoiseCalibrationDisplay(
+        variance=X, error=Y, low=Y / 2, high=Y * 2, names=["a", "b"]
+    ),
+}
+each_display = pytest.mark.parametrize("display", MAKE, ids=lambda display: display.__name__)
+each_banded = pytest.mark.parametrize("make", BANDED.values(), ids=BANDED)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def agg():
-    matplotlib.use("Agg")
+def test_every_display_is_tested_here():
+    assert {display.__name__ for display in MAKE} == set(plotting.__all__)
 
 
-@pytest.fixture(autouse=True)
-def close_figures(agg):
-    yield
-    import matplotlib.pyplot as plt
-
-    plt.close("all")
-
-
-def pairs(rng, n=16, k=60):
-    rows = np.insert(rng.standard_normal((k, n, 3)), 0, 1.0, axis=-1)
-    residual = rows @ [0.5, 1.0, 0.0, -1.0] + rng.standard_normal((k, n))
-    noise = np.sqrt(n) * rng.standard_normal((k, n))
-    return [np.einsum("knd,kn->kd", rows, residual + s * noise) / n for s in (-1, 1)]
+@each_display
+def test_data_are_kept_as_they_are_by_keyword(display):
+    parameters = list(inspect.signature(display).parameters.values())
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters)
+    given = {p.name: object() for p in parameters}
+    assert vars(display(**given)) == given
 
 
-def legend(display):
-    return [text.get_text() for text in display.ax_.get_legend().get_texts()]
+@each_display
+def test_plot_makes_a_figure_and_returns_the_display(display):
+    made = MAKE[display](Y)
+    assert made.plot() is made
+    assert made.figure_ is made.ax_.figure
+    assert made.line_ is made.lines_[0]
+    assert made.ax_.get_legend() is None
+    for line, y in zip(made.lines_, Y, strict=True):
+        assert_array_equal(line.get_ydata(), y)
+    first = made.figure_
+    made.plot(names=["a", "b"])
+    assert made.figure_ is not first
+    assert legend(made) == ["a", "b"]
+    assert made.ax_.get_xlabel()
+    assert made.ax_.get_ylabel()
+    made.figure_.canvas.draw()  # the mathematics in the labels parses
 
 
-# --- from_estimator and from_estimators
+@each_display
+def test_a_logarithmic_axis_wherever_values_span_decades(display):
+    scale = "linear" if display is AdversarialRiskDisplay else "log"
+    assert MAKE[display](Y).plot().ax_.get_yscale() == scale
 
 
-@pytest.mark.parametrize("norm", [1, 2, np.inf])
-@pytest.mark.parametrize("metric", ["mse", "mae"])
-def test_the_curve_is_the_risk(metric, norm):
-    settings = {"metric": metric, "feature_scale": STD, "features": [0, 2, 3]}
-    display = AdversarialRiskDisplay.from_estimator(
-        MODEL, X, Y, radii=RADII, norm=norm, sample_weight=np.arange(len(Y)), **settings
-    )
-    expected = [
-        -make_adversarial_scorer(r, norm, **settings)(MODEL, X, Y, np.arange(len(Y))) for r in RADII
-    ]
-    assert_allclose(display.value, expected, rtol=1e-12)
-    assert_array_equal(display.line_.get_xdata(), RADII)
-    assert_array_equal(display.line_.get_ydata(), display.value)
-
-
-def test_the_curve_is_the_closed_form():
-    display = AdversarialRiskDisplay.from_estimator(LINEAR, X, Y)
-    assert_array_equal(display.radii, np.linspace(0, 1, 51))
-    expected = adversarial_mean_squared_error(
-        Y, LINEAR.predict(X), radius=display.radii, dual_norm=dual_norm(LINEAR.coef_)
-    )
-    assert_allclose(display.value, expected, rtol=1e-9)
-
-
-def test_bounds_and_missing_budgets_cut_the_curve():
-    bounds = X.min(axis=0), X.max(axis=0)
-    kwargs = {"radii": RADII, "norm": np.inf, "feature_scale": STD}
-    cut = AdversarialRiskDisplay.from_estimator(MODEL, X, Y, bounds=bounds, **kwargs)
-    free = AdversarialRiskDisplay.from_estimator(MODEL, X, Y, **kwargs)
-    scorer = make_adversarial_scorer(0.4, np.inf, feature_scale=STD, bounds=bounds)
-    assert cut.value[-1] == -scorer(MODEL, X, Y)
-    assert cut.value[0] == pytest.approx(free.value[0])
-    assert np.all(cut.value[1:] < free.value[1:])
-
-
-def test_accuracy_of_a_classifier():
-    iris, species = load_iris(return_X_y=True)
-    model = LogisticRegression(max_iter=1000).fit(iris, species)
-    display = AdversarialRiskDisplay.from_estimator(
-        model, iris, species, radii=RADII, metric="accuracy", norm=np.inf
-    )
-    expected = adversarial_accuracy(model, iris, species, radius=RADII, norm=np.inf)
-    assert_array_equal(display.value, expected)
-    assert display.ax_.get_ylabel() == "Adversarial accuracy (share of rows)"
-
-
-def test_covariance_of_the_mahalanobis_ball():
-    covariance = np.cov(X.T)
-    display = AdversarialRiskDisplay.from_estimator(
-        LINEAR, X, Y, radii=RADII, norm="mahalanobis", covariance=covariance
-    )
-    dual = dual_norm(LINEAR.coef_, "mahalanobis", covariance=covariance)
-    expected = adversarial_mean_squared_error(Y, LINEAR.predict(X), radius=RADII, dual_norm=dual)
-    assert_allclose(display.value, expected, rtol=1e-9)
-    assert display.ax_.get_xlabel() == "Radius of the attack (Mahalanobis distance)"
-
-
-def test_several_models_have_a_curve_each_and_differ_without_colour():
-    models = {f"alpha={a}": Ridge(a).fit(X, Y) for a in range(1, 8)}
-    display = AdversarialRiskDisplay.from_estimators(models, X, Y, radii=RADII)
-    assert display.value.shape == (7, len(RADII))
-    for model, line, value in zip(models.values(), display.lines_, display.value, strict=True):
-        alone = AdversarialRiskDisplay.from_estimator(model, X, Y, radii=RADII)
-        assert_array_equal(line.get_ydata(), value)
-        assert_allclose(value, alone.value, rtol=1e-12)
-    styles = {(line.get_linestyle(), line.get_marker()) for line in display.lines_}
-    assert len(styles) == 7
-    assert legend(display) == list(models)
-    assert display.line_ is display.lines_[0]
-    assert display.bands_ == []
-
-
-def test_models_of_a_list_are_called_by_their_classes():
-    display = AdversarialRiskDisplay.from_estimators([MODEL, LINEAR, OTHER], X, Y, radii=RADII)
-    assert legend(display) == ["Pipeline 1", "LinearRegression", "Pipeline 2"]
-    one = AdversarialRiskDisplay.from_estimator(LINEAR, X, Y, radii=RADII)
-    assert legend(one) == ["LinearRegression"]
-    assert one.value.shape == RADII.shape
-    named = AdversarialRiskDisplay.from_estimator(LINEAR, X, Y, radii=RADII, name="ours")
-    assert legend(named) == ["ours"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "xlabel"),
-    [
-        ({}, r"Radius of the attack, $\ell_{2}$ norm (units of X)"),
-        ({"norm": np.inf}, r"Radius of the attack, $\ell_{\infty}$ norm (units of X)"),
-        (
-            {"norm": 1.5, "feature_scale": STD},
-            r"Radius of the attack, $\ell_{1.5}$ norm (multiples of feature_scale)",
-        ),
-    ],
-)
-def test_axes_are_labelled_with_units(arguments, xlabel):
-    display = AdversarialRiskDisplay.from_estimator(MODEL, X, Y, radii=RADII, **arguments)
-    assert display.ax_.get_xlabel() == xlabel
-    assert display.ax_.get_ylabel() == "Adversarial mean squared error (squared units of y)"
-    absolute = AdversarialRiskDisplay.from_estimator(MODEL, X, Y, radii=RADII, metric="mae")
-    assert absolute.ax_.get_ylabel() == "Adversarial mean absolute error (units of y)"
-    display.figure_.canvas.draw()  # the mathematics in the labels parses
-
-
-# --- from_gradients
-
-
-@pytest.mark.parametrize("target", ["observed", "clean"])
-def test_the_band_is_the_interval(target, rng):
-    plus, minus = pairs(rng)
-    settings = {"coef": np.ones(3), "batch_size": 16, "has_intercept": True, "target": target,
-                "norm": np.inf, "scale": [1.0, 2.0, 0.0], "confidence_level": 0.9}  # fmt: skip
-    display = AdversarialRiskDisplay.from_gradients(plus, minus, radii=RADII, **settings)
-    found = gradient_adversarial_risk(plus, minus, radius=RADII, **settings)
-    assert_array_equal(display.line_.get_ydata(), found.value)
-    assert_array_equal(display.low, found.low)
-    assert_array_equal(display.high, found.high)
-    (band,) = display.bands_
-    corners = {tuple(vertex) for vertex in band.get_paths()[0].vertices}
-    assert corners >= set(zip(RADII, found.low, strict=True))
-    assert corners >= set(zip(RADII, found.high, strict=True))
-    assert legend(display) == [f"From gradients, {target} target", "90 % interval"]
-    assert "multiples of scale" in display.ax_.get_xlabel()
-
-
-def test_a_band_without_upper_limit_leaves_the_picture(rng):
-    noise = 4.0 * rng.standard_normal((100, 16))
-    rows = rng.standard_normal((100, 16, 3))
-    gradients = np.einsum("knd,kn->kd", rows, 30 * rows[..., 0] + noise) / 16
-    with pytest.warns(CalibrationWarning, match="without upper limit"):
-        display = AdversarialRiskDisplay.from_gradients(
-            gradients, coef=np.ones(3), batch_size=16, target="clean", radii=RADII
-        )
-    assert np.all(np.isinf(display.high))
-    assert legend(display)[-1] == "95 % interval, no upper limit"
-    (band,) = display.bands_
-    edge = band.get_paths()[0].vertices[:, 1].max()
-    assert np.isfinite(edge)
-    assert display.ax_.get_ylim()[1] == pytest.approx(edge)
-    assert display.ax_.get_ylim()[1] > display.low.max()
-
-
-# --- plot
-
-
-def test_plot_draws_data_only_displays_anew():
-    value = np.array([[1.0, 2.0], [2.0, 3.0]])
-    display = AdversarialRiskDisplay(radii=np.array([0.0, 1.0]), value=value)
-    assert display.plot() is display
-    assert display.ax_.get_legend() is None
-    first = display.figure_
-    display.plot(names=["a", "b"])
-    assert display.figure_ is not first
-    assert legend(display) == ["a", "b"]
-    band = AdversarialRiskDisplay(
-        radii=np.array([0.0, 1.0]), value=value, low=value - 0.5, high=value + 0.5
-    )
-    assert len(band.plot().bands_) == 2
-
-
-def test_displays_share_axes_and_still_differ_without_colour():
+@each_display
+def test_displays_share_axes_and_differ_without_colour(display):
     _, ax = matplotlib.pyplot.subplots()
-    for model, name in ((MODEL, "one"), (OTHER, "two")):
-        display = AdversarialRiskDisplay.from_estimator(model, X, Y, radii=RADII, ax=ax, name=name)
-        assert display.ax_ is ax
-        assert display.figure_ is ax.figure
-    assert len(ax.lines) == 2
-    assert len({line.get_linestyle() for line in ax.lines}) == 2
-    assert legend(display) == ["one", "two"]
-
-
-def test_keywords_override_the_style(rng):
-    display = AdversarialRiskDisplay.from_gradients(
-        *pairs(rng), coef=np.ones(3), batch_size=16, has_intercept=True,
-        radii=RADII, names="ours", ls=":", color="black", label="mine",
-        band_kwargs={"alpha": 0.7, "label": "band"},
-    )  # fmt: skip
-    assert display.line_.get_linestyle() == ":"
-    assert display.line_.get_color() == "black"
-    assert display.bands_[0].get_alpha() == 0.7
-    assert legend(display) == ["mine", "band"]
-
-
-def test_repr_says_what_is_drawn():
-    display = AdversarialRiskDisplay.from_estimators(
-        {"a": MODEL, "b": OTHER}, X, Y, radii=RADII, metric="mae"
+    ax.axhline(1.0)  # a line across the axes is no curve
+    for name in "abc":
+        made = MAKE[display](Y).plot(ax, names=[name, name + name])
+        assert made.ax_ is ax
+        assert len(made.lines_) == 2
+    styles = [(line.get_linestyle(), line.get_marker()) for line in ax.lines[1:]]
+    assert len(set(styles)) == 6
+    assert styles[0] == (
+        matplotlib.pyplot.Line2D([], [], linestyle="-").get_linestyle(),
+        "" if display is AdversarialRiskDisplay else "o",
     )
-    assert repr(display) == (
-        "<AdversarialRiskDisplay of mae: 2 curves (a, b) at 9 radii from 0 to 0.4>"
-    )
-    one = AdversarialRiskDisplay(radii=np.array([0.0, 2.0]), value=np.array([1.0, 2.0]))
-    assert repr(one) == "<AdversarialRiskDisplay of mse: 1 curve at 2 radii from 0 to 2>"
+    assert legend(made) == ["a", "aa", "b", "bb", "c", "cc"]
 
 
-# --- what is refused
+@each_display
+def test_twelve_curves_differ_without_colour(display):
+    lines = MAKE[display](np.tile(Y, (6, 1))).plot().lines_
+    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 12
 
 
-@pytest.mark.parametrize(
-    "radii", [[], 0.5, [[0.0, 1.0]], [-0.1, 0.5], [0.0, np.nan], [0.0, np.inf], [0.5, 0.1], [1, 1]]
-)
-def test_radii_must_increase(radii, rng):
-    message = r"radii must be one-dimensional, finite, >= 0 and increasing, such as np\.linspace"
-    with pytest.raises(ValueError, match=message):
-        AdversarialRiskDisplay.from_estimator(MODEL, X, Y, radii=radii)
-    with pytest.raises(ValueError, match=message):
-        AdversarialRiskDisplay.from_gradients(
-            *pairs(rng), coef=np.ones(3), batch_size=16, has_intercept=True, radii=radii
+@each_display
+def test_keywords_override_the_style(display):
+    made = MAKE[display](Y[:1]).plot(names="ours", ls=":", c="black", label="mine", marker="x")
+    assert made.line_.get_linestyle() == ":"
+    assert made.line_.get_color() == "black"
+    assert made.line_.get_marker() == "x"
+    assert legend(made) == ["mine"]
+
+
+@each_banded
+def test_bands_have_the_colour_of_their_curves_and_one_legend_entry(make):
+    display = make().plot()
+    assert len(display.bands_) == 2
+    for line, band in zip(display.lines_, display.bands_, strict=True):
+        assert band.get_facecolor()[0, :3] == pytest.approx(
+            matplotlib.colors.to_rgb(line.get_color())
         )
+        assert band.get_alpha() == 0.2
+    assert legend(display)[:2] == ["a", "b"]
+    assert len(legend(display)) == 3
+    display.plot(band_kwargs={"alpha": 0.7, "label": "band", "color": "black"})
+    assert display.bands_[0].get_alpha() == 0.7
+    assert display.bands_[0].get_facecolor()[0, :3] == pytest.approx((0, 0, 0))
+    assert legend(display) == ["a", "b", "band", "band"]
 
 
-def test_models_must_be_several():
-    for one in (MODEL, LINEAR):
-        message = f"a list of fitted models, got {type(one).__name__}.*use from_estimator"
-        with pytest.raises(TypeError, match=message):
-            AdversarialRiskDisplay.from_estimators(one, X, Y)
-    for none in ([], {}):
-        with pytest.raises(ValueError, match="estimators is empty"):
-            AdversarialRiskDisplay.from_estimators(none, X, Y)
+@each_display
+def test_no_figure_is_shown(display, monkeypatch):
+    monkeypatch.setattr(matplotlib.pyplot, "show", lambda *_, **__: pytest.fail("shown"))
+    before = matplotlib.pyplot.get_fignums()
+    made = MAKE[display](Y)
+    assert matplotlib.pyplot.get_fignums() == before
+    made.plot()
+    assert len(matplotlib.pyplot.get_fignums()) == len(before) + 1
 
 
-def test_the_message_names_the_model():
-    with pytest.raises(ValueError, match="Pipeline is not affine") as caught:
-        AdversarialRiskDisplay.from_estimators({"fine": MODEL, "cubic": POLYNOMIAL}, X, Y)
-    assert caught.value.__notes__ == ["This is about the model 'cubic'."]
-    display = AdversarialRiskDisplay.from_estimator(
-        POLYNOMIAL, X, Y, radii=RADII, on_nonaffine="linearize"
-    )
-    assert np.all(np.diff(display.value) > 0)
+@each_display
+def test_a_display_survives_pickling(display):
+    made = pickle.loads(pickle.dumps(MAKE[display](Y)))
+    assert repr(made) == repr(MAKE[display](Y))
+    for line, y in zip(made.plot().lines_, Y, strict=True):
+        assert_array_equal(line.get_ydata(), y)
 
 
-def test_what_the_scorer_refuses_is_refused():
-    with pytest.raises(ValueError, match="metric must be 'mse', 'mae' or 'accuracy', got 'r2'"):
-        AdversarialRiskDisplay.from_estimator(MODEL, X, Y, metric="r2")
-    with pytest.raises(NotFittedError):
-        AdversarialRiskDisplay.from_estimator(Ridge(), X, Y)
+@each_display
+def test_repr_says_what_is_drawn(display):
+    made = MAKE[display](Y)
+    assert repr(made).startswith(f"<{display.__name__} of ")
+    assert "2 curves" in repr(made)
+    made.names = ["ours", "theirs"]
+    assert "2 curves (ours, theirs)" in repr(made)
+    assert "1 curve " in repr(MAKE[display](Y[:1])).replace(":", " ")
 
 
-def test_names_must_be_as_many_as_curves():
-    display = AdversarialRiskDisplay(radii=RADII, value=np.zeros((2, len(RADII))))
+@each_display
+def test_names_must_be_as_many_as_curves(display):
     with pytest.raises(ValueError, match=r"names has 1 entries for 2 curves: \['ours'\]"):
-        display.plot(names="ours")
+        MAKE[display](Y).plot(names="ours")
 
 
-def test_without_matplotlib_the_message_says_how_to_get_it(monkeypatch):
-    display = AdversarialRiskDisplay(radii=RADII, value=RADII)
+@each_display
+def test_without_matplotlib_the_message_says_how_to_get_it(display, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    message = 'plot needs matplotlib. Install it with pip install "sklearn_gradhess[plot]".'
+    message = (
+        f"{display.__name__}.plot needs matplotlib. Install it with "
+        'pip install "sklearn_gradhess[plot]".'
+    )
     with pytest.raises(ImportError, match=re.escape(message)):
-        display.plot()
+        MAKE[display](Y).plot()
 
 
 def test_the_module_loads_no_matplotlib():

@@ -4,8 +4,10 @@
 the example of the gallery printed in this build.
 
 ``:measured:`theme | column=value; ... | column | format``` is one cell of `measured.json`, which
-the long run of `python -m benchmarks` wrote; a format such as ``.1f`` may be left out. The
-directive ``.. measured:: theme`` is a table of it, of all columns and rows unless told otherwise.
+the long run of `python -m benchmarks` wrote; a format such as ``.1f`` may be left out.
+``:measured-summary:`theme | start``` is the rest of a line below a table, and
+``:measured-environment:`versions``` what the run ran on. The directive ``.. measured:: theme`` is a
+table, of all columns and rows unless told otherwise.
 
 What is not found is a warning, hence an error of the build.
 """
@@ -84,6 +86,18 @@ class Measured(_Number):
         return format(rows[0][column], spec) if spec else cell(rows[0][column])
 
 
+class MeasuredSummary(_Number):
+    """A line of what a theme says below its table."""
+
+    def find(self, theme, start):
+        """What follows the start of the line and a colon."""
+        summary = _read(self.env)["themes"].get(theme, {}).get("summary", "")
+        found = re.search(rf"^{re.escape(start)}: (.+)$", summary, re.MULTILINE)
+        if found is None:
+            raise LookupError(f"measured.json, {theme}: the summary has no line {start!r}")
+        return found[1]
+
+
 class MeasuredEnvironment(SphinxRole):
     """What the measured tables ran on."""
 
@@ -119,6 +133,7 @@ def setup(app):
     """Register the roles and the directive."""
     app.add_role("printed", Printed())
     app.add_role("measured", Measured())
+    app.add_role("measured-summary", MeasuredSummary())
     app.add_role("measured-environment", MeasuredEnvironment())
     app.add_directive("measured", MeasuredTable)
     return {"parallel_read_safe": True}

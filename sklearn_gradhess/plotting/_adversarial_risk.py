@@ -1,12 +1,14 @@
-"""Pictures, after scikit-learn's conventions for displays; matplotlib is imported to plot only."""
+"""Risk of models against the radius of an attack."""
 
-from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from sklearn_gradhess.metrics import gradient_adversarial_risk, make_adversarial_scorer
+from sklearn_gradhess.plotting._inputs import as_increasing, by_name
+from sklearn_gradhess.plotting._style import CurveDisplay, as_rows
 
 __all__ = ["AdversarialRiskDisplay"]
 
@@ -17,13 +19,9 @@ _METRICS = {
     "mae": "Adversarial mean absolute error (units of y)",
     "accuracy": "Adversarial accuracy (share of rows)",
 }
-# Told apart without colour: four line styles, then the same with markers
-_LINESTYLES = ("-", "--", "-.", ":")
-_MARKERS = ("", "o", "s", "^", "D", "v")
-_N_MARKERS = 8
 
 
-class AdversarialRiskDisplay:
+class AdversarialRiskDisplay(CurveDisplay):
     """Risk of one or several models against the radius of an attack.
 
     Make it with `from_estimator`, `from_estimators` or `from_gradients`, which also plot it. The
@@ -79,6 +77,8 @@ class AdversarialRiskDisplay:
     >>> display.figure_.savefig("risk.png")  # doctest: +SKIP
     """
 
+    _log = False
+
     def __init__(
         self,
         *,
@@ -102,102 +102,17 @@ class AdversarialRiskDisplay:
         self.radius_unit = radius_unit
         self.confidence_level = confidence_level
 
-    def plot(
-        self,
-        ax: Any = None,
-        *,
-        names: list[str] | str | None = None,
-        band_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Plot the curves, each with a line style or marker of its own.
+    def _curves(self) -> tuple[Sequence[Array], Sequence[Array]]:
+        value = as_rows(self.value)
+        return [self.radii] * len(value), value
 
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Axes to plot on, after what is already there. None makes a new figure.
-        names : list of str or str, default=None
-            Names of the curves; a str is the name of the only one. None takes those of the display.
-        band_kwargs : dict, default=None
-            Arguments of matplotlib's `fill_between`, over the defaults.
-        **kwargs : dict
-            Arguments of matplotlib's `plot`, for every curve, over the defaults.
-
-        Returns
-        -------
-        display : AdversarialRiskDisplay
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        ValueError
-            If there are more names, or fewer, than curves.
-        """
-        try:
-            import matplotlib.pyplot as plt
-            from matplotlib.cbook import normalize_kwargs
-            from matplotlib.lines import Line2D
-        except ImportError as error:
-            raise ImportError(
-                "AdversarialRiskDisplay.plot needs matplotlib. Install it with "
-                'pip install "sklearn_gradhess[plot]".'
-            ) from error
-
-        curves = np.atleast_2d(self.value)
-        labels = self._labels(names, len(curves))
-        if ax is None:
-            _, ax = plt.subplots()
-        given = normalize_kwargs(kwargs, Line2D)
-        drawn = len(ax.lines)
-        self.lines_, self.bands_ = [], []
-        for i, curve in enumerate(curves):
-            style = self._style(drawn + i) | {"label": labels[i]} | given
-            self.lines_ += ax.plot(self.radii, curve, **style)
-        if self.low is not None and self.high is not None:
-            for line, low, high in zip(
-                self.lines_, np.atleast_2d(self.low), np.atleast_2d(self.high), strict=True
-            ):
-                self.bands_.append(self._band(ax, line, low, high, band_kwargs or {}))
-        ax.set(xlabel=self._radius_label(), ylabel=_METRICS[self.metric])
-        if ax.get_legend_handles_labels()[1]:
-            ax.legend()
-        self.line_, self.ax_, self.figure_ = self.lines_[0], ax, ax.figure
-        return self
-
-    def _labels(self, names: list[str] | str | None, n_curves: int) -> list[Any]:
-        names = self.names if names is None else names
-        if names is None:
-            return [None] * n_curves
-        names = [names] if isinstance(names, str) else list(names)
-        if len(names) != n_curves:
-            raise ValueError(f"names has {len(names)} entries for {n_curves} curves: {names}.")
-        return names
-
-    def _style(self, i: int) -> dict[str, Any]:
-        return {
-            "linestyle": _LINESTYLES[i % len(_LINESTYLES)],
-            "marker": _MARKERS[i // len(_LINESTYLES) % len(_MARKERS)],
-            "markevery": max(1, len(self.radii) // _N_MARKERS),
-        }
-
-    def _band(
-        self, ax: Any, line: Any, low: Array, high: Array, band_kwargs: dict[str, Any]
-    ) -> Any:
+    def _limits(self) -> tuple[Any, Any, str]:
         level = self.confidence_level
         label = "interval" if level is None else f"{100 * level:.4g} % interval"
-        unlimited = np.isinf(high)
-        if unlimited.any():
-            label += ", no upper limit"
-            seen = np.concatenate([low, high, line.get_ydata()])
-            high = np.where(unlimited, 2 * seen[np.isfinite(seen)].max(), high)
-        style = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0, "label": label}
-        band = ax.fill_between(self.radii, low, high, **style | band_kwargs)
-        if unlimited.any():  # no margin above: the band leaves the picture
-            band.sticky_edges.y.append(high.max())
-            ax.autoscale_view()
-        return band
+        return as_rows(self.low), as_rows(self.high), label
+
+    def _dress(self, ax: Any) -> None:
+        ax.set(xlabel=self._radius_label(), ylabel=_METRICS[self.metric])
 
     def _radius_label(self) -> str:
         if isinstance(self.norm, str):
@@ -350,7 +265,7 @@ class AdversarialRiskDisplay:
         TypeError
             If `estimators` is one model.
         """
-        named, radii = _named(estimators), _checked_radii(radii)
+        named, radii = by_name(estimators), _checked_radii(radii)
         scorer = make_adversarial_scorer(
             0.0,
             norm,
@@ -470,48 +385,16 @@ class AdversarialRiskDisplay:
 
     def __repr__(self) -> str:
         curves, r = np.atleast_2d(self.value), np.asarray(self.radii)
-        names = "" if self.names is None else f" ({', '.join(self.names)})"
         return (
-            f"<AdversarialRiskDisplay of {self.metric}: {len(curves)} "
-            f"curve{'s' * (len(curves) > 1)}{names} at {len(r)} radii from {r[0]:g} to {r[-1]:g}>"
+            f"<AdversarialRiskDisplay of {self.metric}: {self._described(len(curves))} "
+            f"at {len(r)} radii from {r[0]:g} to {r[-1]:g}>"
         )
-
-
-def _named(estimators: Any) -> dict[str, Any]:
-    if hasattr(estimators, "predict") or not hasattr(estimators, "__len__"):
-        raise TypeError(
-            "estimators must be a dict or a list of fitted models, got "
-            f"{type(estimators).__name__}. For one model use from_estimator."
-        )
-    if not len(estimators):
-        raise ValueError("estimators is empty. Pass a dict or a list of fitted models.")
-    if hasattr(estimators, "items"):
-        return dict(estimators)
-    kinds = [type(estimator).__name__ for estimator in estimators]
-    total, seen = Counter(kinds), Counter[str]()
-    named = {}
-    for kind, estimator in zip(kinds, estimators, strict=True):
-        seen[kind] += 1
-        named[kind if total[kind] == 1 else f"{kind} {seen[kind]}"] = estimator
-    return named
 
 
 def _checked_radii(radii: npt.ArrayLike | None) -> Array:
     if radii is None:
         return np.linspace(0.0, 1.0, 51)
-    r = np.asarray(radii, dtype=np.float64)
-    if (
-        r.ndim != 1
-        or not len(r)
-        or not np.all(np.isfinite(r))
-        or r[0] < 0
-        or np.any(r[1:] <= r[:-1])
-    ):
-        raise ValueError(
-            "radii must be one-dimensional, finite, >= 0 and increasing, such as "
-            f"np.linspace(0, 1, 51), got {radii!r}."
-        )
-    return r
+    return as_increasing(radii, "radii", "np.linspace(0, 1, 51)")
 
 
 def _unit(scale: Any, name: str) -> str:

@@ -1,0 +1,85 @@
+"""What the displays take: models by name, matrices, increasing values."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["as_covariance", "as_increasing", "by_name", "eigenvalues"]
+
+Array = npt.NDArray[np.float64]
+
+
+def by_name(estimators: Any) -> dict[str, Any]:
+    """Estimators by name; in a list they are called by their classes."""
+    if hasattr(estimators, "predict") or not hasattr(estimators, "__len__"):
+        raise TypeError(
+            "estimators must be a dict or a list of fitted models, got "
+            f"{type(estimators).__name__}. For one model use from_estimator."
+        )
+    if not len(estimators):
+        raise ValueError("estimators is empty. Pass a dict or a list of fitted models.")
+    if hasattr(estimators, "items"):
+        return dict(estimators)
+    kinds = [type(estimator).__name__ for estimator in estimators]
+    total, seen = Counter(kinds), Counter[str]()
+    named = {}
+    for kind, estimator in zip(kinds, estimators, strict=True):
+        seen[kind] += 1
+        named[kind if total[kind] == 1 else f"{kind} {seen[kind]}"] = estimator
+    return named
+
+
+def as_increasing(values: npt.ArrayLike, name: str, example: str) -> Array:
+    """One-dimensional, finite, nonnegative and increasing."""
+    found = np.asarray(values, dtype=np.float64)
+    if (
+        found.ndim != 1
+        or not len(found)
+        or not np.all(np.isfinite(found))
+        or found[0] < 0
+        or np.any(found[1:] <= found[:-1])
+    ):
+        raise ValueError(
+            f"{name} must be one-dimensional, finite, >= 0 and increasing, such as "
+            f"{example}, got {values!r}."
+        )
+    return found
+
+
+def as_covariance(covariance: Any, name: str, n_features: int | None = None) -> Array:
+    """Symmetric matrix, or the `covariance_` of a fitted estimator."""
+    found = getattr(covariance, "covariance_", covariance)
+    if hasattr(found, "fit"):
+        raise ValueError(
+            f"{name} is a {type(found).__name__} that is not fitted: fit it first, or pass a "
+            "matrix."
+        )
+    matrix = np.asarray(found)
+    if matrix.dtype != np.float32:  # whose rounding is to be known
+        matrix = matrix.astype(np.float64)
+    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
+    if not square or n_features not in (None, len(matrix)):
+        d = "n_features" if n_features is None else n_features
+        raise ValueError(
+            f"{name} has shape {matrix.shape}, but a covariance of shape ({d}, {d}) is needed. "
+            "Pass that of the same features, without the intercept."
+        )
+    if not np.all(np.isfinite(matrix)):
+        wrong = np.sum(~np.isfinite(matrix))
+        raise ValueError(f"{name} has {wrong} NaN or infinite entries. Did the fit overflow?")
+    asymmetry = np.abs(matrix - matrix.T).max()
+    if asymmetry > 1e-6 * np.abs(matrix).max():
+        raise ValueError(
+            f"{name} is not symmetric: entries differ by {asymmetry:.3g} from their mirror images. "
+            "Pass (A + A.T) / 2 if that is what you mean."
+        )
+    return (matrix + matrix.T) / 2
+
+
+def eigenvalues(matrix: Array) -> Array:
+    """Eigenvalues in decreasing order; exactly zero where they are rounding error."""
+    values = np.linalg.eigvalsh(matrix.astype(np.float64))[::-1]
+    rounding = len(values) * np.finfo(matrix.dtype).eps * np.abs(values).max()
+    return np.where(np.abs(values) <= rounding, 0.0, values)

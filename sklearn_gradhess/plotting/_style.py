@@ -1,0 +1,221 @@
+"""What the displays share: curves that differ without colour, bands, reference lines, legends."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["CurveDisplay", "as_rows", "curves_of"]
+
+Array = npt.NDArray[np.float64]
+# Told apart without colour: four line styles, then the same with markers
+_LINESTYLES = ("-", "--", "-.", ":")
+_MARKERS = ("", "o", "s", "^", "D", "v")
+# Where every point is measured it has a marker: three of them against four styles repeat after 12
+_POINT_MARKERS = ("o", "s", "^")
+_N_MARKERS = 8
+
+
+class CurveDisplay(ABC):
+    """A picture of one or several curves; displays say what the curves are and dress the axes."""
+
+    names: list[str] | None
+    lines_: list[Any]
+    line_: Any
+    bands_: list[Any]
+    references_: list[Any]
+    ax_: Any
+    figure_: Any
+    _log: ClassVar[bool] = True  # whether the axis of values is logarithmic
+
+    def plot(
+        self,
+        ax: Any = None,
+        *,
+        names: list[str] | str | None = None,
+        band_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Plot the curves, each with a line style or marker of its own.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to plot on, after what is already there. None makes a new figure.
+        names : list of str or str, default=None
+            Names of the curves; a str is the name of the only one. None takes those of the display.
+        band_kwargs : dict, default=None
+            Arguments of matplotlib's `fill_between`, over the defaults.
+        **kwargs : dict
+            Arguments of matplotlib's `plot`, for every curve, over the defaults.
+
+        Returns
+        -------
+        display : object
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        ValueError
+            If there are more names, or fewer, than curves, or curves are not as the display needs
+            them.
+        """
+        x, y = self._curves()
+        labels = self._labels(names, len(y))
+        ax = self._start(ax)
+        self._draw(ax, x, y, labels, kwargs)
+        self._fill(ax, *self._limits(), band_kwargs or {})
+        self._dress(ax)
+        self._finish(ax)
+        return self
+
+    @abstractmethod
+    def _curves(self) -> tuple[Sequence[Array], Sequence[Array]]:
+        """Return abscissae and ordinates of each curve."""
+
+    @abstractmethod
+    def _limits(self) -> tuple[Any, Any, str]:
+        """Return lower and upper limits of each curve, None for no bands, and their label."""
+
+    @abstractmethod
+    def _dress(self, ax: Any) -> None:
+        """Draw lines of reference, and label the axes."""
+
+    def _start(self, ax: Any) -> Any:
+        """Return the axes to plot on, those of a new figure for None."""
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise ImportError(
+                f"{type(self).__name__}.plot needs matplotlib. Install it with "
+                'pip install "sklearn_gradhess[plot]".'
+            ) from error
+        self.lines_, self.bands_, self.references_ = [], [], []
+        return plt.subplots()[1] if ax is None else ax
+
+    def _labels(self, names: list[str] | str | None, n_curves: int) -> list[Any]:
+        names = self.names if names is None else names
+        if names is None:
+            return [None] * n_curves
+        names = [names] if isinstance(names, str) else list(names)
+        if len(names) != n_curves:
+            raise ValueError(f"names has {len(names)} entries for {n_curves} curves: {names}.")
+        return names
+
+    def _draw(
+        self,
+        ax: Any,
+        x: Iterable[Array],
+        y: Iterable[Array],
+        labels: Iterable[Any],
+        given: dict[str, Any],
+    ) -> None:
+        """Draw the curves; on a logarithmic axis with a marker at each of their few points."""
+        from matplotlib.cbook import normalize_kwargs
+        from matplotlib.lines import Line2D
+
+        given = normalize_kwargs(given, Line2D)
+        if self._log:
+            ax.set_yscale("log")
+        drawn = len(curves_of(ax))
+        for i, (abscissae, ordinates, label) in enumerate(zip(x, y, labels, strict=True), drawn):
+            style: dict[str, Any] = {"linestyle": _LINESTYLES[i % len(_LINESTYLES)]}
+            if self._log:
+                ordinates, label = _shown_on_log(ordinates, label)
+                style |= {"marker": _POINT_MARKERS[i % len(_POINT_MARKERS)], "markersize": 4}
+            else:
+                style["marker"] = _MARKERS[i // len(_LINESTYLES) % len(_MARKERS)]
+                style["markevery"] = max(1, len(abscissae) // _N_MARKERS)
+            self.lines_ += ax.plot(abscissae, ordinates, **style | {"label": label} | given)
+
+    def _fill(
+        self,
+        ax: Any,
+        low: Iterable[Any] | None,
+        high: Iterable[Any] | None,
+        label: str,
+        given: dict[str, Any],
+    ) -> None:
+        """Draw the bands of the curves that have one, with one legend entry for all."""
+        if low is None or high is None:
+            return
+        for line, lower, upper in zip(self.lines_, low, high, strict=True):
+            if lower is not None and upper is not None:
+                limits = np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
+                self.bands_.append(self._band(ax, line, *limits, label, given))
+
+    @staticmethod
+    def _band(
+        ax: Any, line: Any, low: Array, high: Array, label: str, given: dict[str, Any]
+    ) -> Any:
+        hidden = np.isnan(line.get_ydata())
+        low, high = np.where(hidden, np.nan, low), np.where(hidden, np.nan, high)
+        unlimited = np.isinf(high)
+        if unlimited.any():
+            label += ", no upper limit"
+            seen = np.concatenate([low, high, line.get_ydata()])
+            high = np.where(unlimited, 2 * seen[np.isfinite(seen)].max(), high)
+        style = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0, "label": _new(ax, label)}
+        band = ax.fill_between(line.get_xdata(), low, high, **style | given)
+        if unlimited.any():  # no margin above: the band leaves the picture
+            band.sticky_edges.y.append(np.nanmax(high))
+            ax.autoscale_view()
+        return band
+
+    def _refer(self, ax: Any, kind: str, values: Iterable[float], label: str, **style: Any) -> None:
+        """Draw thin lines across the axes, with one legend entry for all."""
+        draw = ax.axvline if kind == "vertical" else ax.axhline
+        style = {"color": "0.4", "linewidth": 1.0, "zorder": 1} | style
+        for value in values:
+            self.references_.append(draw(value, label=_new(ax, label), **style))
+
+    def _finish(self, ax: Any) -> None:
+        curves = curves_of(ax)
+        # Curves first, what they share after them, also where displays share axes
+        entries = sorted(
+            zip(*ax.get_legend_handles_labels(), strict=True), key=lambda e: e[0] not in curves
+        )
+        if entries:
+            ax.legend(*zip(*entries, strict=True))
+        self.line_, self.ax_, self.figure_ = self.lines_[0], ax, ax.figure
+
+    def _described(self, n_curves: int) -> str:
+        """Say how many curves there are, and their names."""
+        names = "" if self.names is None else f" ({', '.join(self.names)})"
+        return f"{n_curves} curve{'s' * (n_curves != 1)}{names}"
+
+
+def curves_of(ax: Any) -> list[Any]:
+    """List the lines that are curves; lines across the axes have another transform."""
+    return [line for line in ax.lines if line.get_transform() is ax.transData]
+
+
+def as_rows(values: Any) -> Any:
+    """Make one curve the only row of several; None stays None."""
+    return None if values is None else np.atleast_2d(np.asarray(values, dtype=np.float64))
+
+
+def _new(ax: Any, label: str) -> str | None:
+    """Return the label, or None if the legend has it already."""
+    return None if label in ax.get_legend_handles_labels()[1] else label
+
+
+def _shown_on_log(values: Array, label: str | None) -> tuple[Array, str | None]:
+    """Replace what a logarithmic axis cannot show by NaN, and say so in the label."""
+    shown = np.isfinite(values) & (values > 0)
+    hidden = int(np.sum(~shown))
+    if not hidden:
+        return values, label
+    kinds = {
+        "NaN": np.isnan(values),
+        "infinite": np.isinf(values),
+        "negative": values < 0,
+        "zero": values == 0,
+    }
+    found = " or ".join(kind for kind, here in kinds.items() if here.any())
+    note = f"{hidden} of {len(values)} {found}, not shown"
+    return np.where(shown, values, np.nan), f"{label} ({note})" if label else note
