@@ -436,7 +436,7 @@ def test_an_optimum_has_a_limit_of_zero():
     assert found.excess_risk_interval[1] < 10
 
 
-# --- coverage: the smaller version of benchmarks/bench_risk_intervals.py
+# --- coverage: the smaller version of benchmarks/risk.py
 
 REPS = 400
 # three binomial standard errors on either side of 90 % and 99 %

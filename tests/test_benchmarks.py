@@ -1,0 +1,347 @@
+"""The benchmarks' own machinery, without a look at real clocks; and themes on tiny data."""
+
+import functools
+import importlib.util
+import inspect
+import itertools
+import json
+import math
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LinearRegression, SGDRegressor
+
+import benchmarks
+from benchmarks import data, estimator, peers, real_data, report, risk, scaling, solver
+from benchmarks.__main__ import THEMES, main
+from benchmarks.measure import best_times, log_slope, peak_memory, slope, time_ratios
+from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
+
+OLD = {
+    "mode": "long",
+    "environment": {"date": "2026-01-01", "cores": 64},
+    "themes": {"fake_one": {"rows": [{"a": 1}]}, "fake_two": {"rows": [{"a": 2}]}},
+}
+
+
+class FakeClock:
+    """A clock that only moves when a job takes its time."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.log = []
+
+    def __call__(self):
+        return self.now
+
+    def job(self, name, *seconds):
+        spent = itertools.cycle(seconds)
+
+        def run():
+            self.log.append(name)
+            self.now += next(spent)
+
+        return run
+
+
+def fake_theme(run, name, **words):
+    run.__module__, run.__name__ = "benchmarks.fake", name
+    run.__doc__ = run.__doc__ or "Nothing\n\nof note."
+    return report.theme(f"Title of {name}", short={"n": 1}, long={"n": 2}, **words)(run)
+
+
+# --- measure
+
+
+def test_best_times_takes_turns_and_the_least():
+    clock = FakeClock()
+    jobs = {"a": clock.job("a", 3.0, 1.0, 2.0), "b": clock.job("b", 5.0)}
+    assert best_times(jobs, repeat=3, clock=clock) == {"a": 1.0, "b": 5.0}
+    assert clock.log == ["a", "b"] * 3
+
+
+def test_a_slow_function_sits_out_once_its_budget_is_used():
+    clock = FakeClock()
+    jobs = {"fast": clock.job("fast", 1.0), "slow": clock.job("slow", 10.0)}
+    assert best_times(jobs, repeat=3, budget=5.0, clock=clock) == {"fast": 1.0, "slow": 10.0}
+    assert clock.log.count("slow") == 1
+    assert clock.log.count("fast") == 3
+
+
+def test_time_ratios_are_to_the_reference():
+    clock = FakeClock()
+    jobs = {"ours": clock.job("ours", 2.0), "peer": clock.job("peer", 9.0, 8.0)}
+    assert time_ratios(jobs, "ours", repeat=2, clock=clock) == {"ours": 1.0, "peer": 4.0}
+
+
+def test_slopes():
+    points = np.array([10.0, 20.0, 40.0])
+    assert log_slope(points, 3 * points**1.5) == 1.5
+    assert slope(points, 7 - 2 * points) == -2.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
+def test_peak_memory_of_a_known_allocation():
+    size = 48 * 2**20
+    # every page of the array is written; the kernel counts pages in lots, core by core
+    peak = peak_memory(functools.partial, np.ones, size, np.uint8)
+    assert abs(peak - size) <= 4 * 2**20
+
+
+# --- report
+
+
+def test_table_aligns_text_to_the_left_and_numbers_to_the_right():
+    rows = [
+        {"model": "ours", "rows": 200_000, "error": 0.5, "fast": True},
+        {"model": "a peer", "rows": 7, "error": 12345.6, "note": "stopped"},
+        {"model": "c", "error": 1.25e-9, "fast": False},
+    ]
+    assert report.table(rows).splitlines() == [
+        "model      rows     error  fast  note",
+        "------  -------  --------  ----  -------",
+        "ours    200,000       0.5   yes",
+        "a peer        7    12,346        stopped",
+        "c                1.25e-09    no",
+    ]
+
+
+def test_plain_has_only_what_json_knows():
+    found = report.plain(
+        {"a": np.float64(math.pi), "b": (np.int64(3), np.inf), 4: np.nan, "c": 0.0}
+    )
+    assert found == {"a": 3.14159, "b": [3, "inf"], "4": None, "c": 0.0}
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_entry_has_words_rows_and_summary():
+    def run(n):
+        """Measure\n\n    this."""
+        return [{"n": np.int64(n)}]
+
+    theme = fake_theme(run, "one", target="n is 2", summary=lambda rows: f"{len(rows)} row")
+    entry = theme.measure("long")
+    assert entry.pop("date")
+    assert entry == {
+        "title": "Title of one",
+        "description": "Measure this.",
+        "target": "n is 2",
+        "mode": "long",
+        "summary": "1 row",
+        "rows": [{"n": 2}],
+    }
+    lines = ["Title of one [fake_one]", "Measure this.", "Target: n is 2.", "n", "-", "2", "1 row"]
+    assert report.render(theme.name, entry).splitlines() == lines
+
+
+def test_a_theme_that_cannot_be_measured_says_why():
+    def run(n):
+        raise report.LeftOut("art not installed")
+
+    entry = fake_theme(run, "one").measure("short")
+    assert entry["left_out"] == "art not installed"
+    assert entry["rows"] == []
+    assert report.render("fake_one", entry).endswith("\nleft out, art not installed")
+
+
+def test_select_by_name_or_group_keeps_the_order():
+    one, two = (fake_theme(lambda n: [], name) for name in ("one", "two"))
+    assert report.select([one, two], None) == [one, two]
+    assert report.select([one, two], ["fake"]) == [one, two]
+    assert report.select([one, two], ["fake_two"]) == [two]
+    with pytest.raises(ValueError, match="no theme or group is called three; --list"):
+        report.select([one, two], ["fake_two", "three"])
+
+
+def test_merge_keeps_other_themes_with_the_environment_they_were_measured_in():
+    same = {"mode": "short", "environment": {"date": "2026-02-02", "cores": 64}}
+    new = same | {"themes": {"fake_two": {"rows": []}}}
+    merged = report.merge(OLD, new)
+    assert merged == new | {"themes": {"fake_one": {"rows": [{"a": 1}]}, "fake_two": {"rows": []}}}
+    merged = report.merge(OLD, new | {"environment": {"cores": 2}})
+    assert merged["themes"]["fake_one"]["environment"] == OLD["environment"]
+    assert "environment" not in merged["themes"]["fake_two"]
+    assert "environment" not in OLD["themes"]["fake_one"]
+    assert report.merge({}, new) == new
+
+
+def test_environment_tells_versions_but_no_path():
+    found = report.environment()
+    assert found["numpy"] == np.__version__
+    assert found["cores"] >= 1
+    assert {"date", "python", "scipy", "sklearn", "sklearn_gradhess", "blas"} <= set(found)
+    assert "/" not in json.dumps(found)
+
+
+# --- the command
+
+
+def test_main_prints_and_merges(tmp_path, capsys):
+    path = tmp_path / "results.json"
+    report.write(path, OLD)
+    theme = fake_theme(lambda n: [{"n": n}], "two")
+    main(["--short", "--only", "fake_two", "--json", str(path)], themes=[theme])
+    results = report.read(path)
+    assert results["themes"]["fake_one"]["rows"] == [{"a": 1}]
+    assert results["themes"]["fake_one"]["environment"] == OLD["environment"]
+    assert results["themes"]["fake_two"]["rows"] == [{"n": 1}]
+    assert (results["mode"], results["themes"]["fake_two"]["mode"]) == ("short", "short")
+    assert "Title of two [fake_two]\nNothing of note.\nn\n-\n1\n" in capsys.readouterr().out
+    main(["--json", str(path)], themes=[theme])  # all themes: nothing old stays
+    assert set(report.read(path)["themes"]) == {"fake_two"}
+    assert report.read(path)["mode"] == "long"
+
+
+def test_main_lists_without_measuring(tmp_path, capsys):
+    path = tmp_path / "results.json"
+    main(["--list", "--only", "solver", "--json", str(path)])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "solver_least_squares",
+        "solver_logistic",
+        "solver_seeds",
+    ]
+    assert not path.exists()
+
+
+def test_main_refuses_unknown_themes(tmp_path):
+    with pytest.raises(SystemExit, match="no theme or group is called speed"):
+        main(["--only", "speed", "--json", str(tmp_path / "results.json")])
+
+
+def test_an_unexpected_warning_stops_the_run(tmp_path):
+    theme = fake_theme(lambda n: warnings.warn("unexpected", stacklevel=1), "one")
+    with pytest.raises(UserWarning, match="unexpected"):
+        main(["--json", str(tmp_path / "results.json")], themes=[theme])
+
+
+def test_themes_have_their_own_names_and_the_settings_they_take():
+    names = [theme.name for theme in THEMES]
+    assert len(set(names)) == len(names) > 10
+    for theme in THEMES:
+        for settings in (theme.short, theme.long):
+            inspect.signature(theme.run).bind(**settings)
+
+
+# --- peers and data
+
+
+def test_distances_to_the_optimum(rng):
+    X, y = data.regression(400, 3, 1e4)
+    assess = peers.LeastSquares(X, y)
+    model = LinearRegression(tol=0.0).fit(X, y)
+    assert assess(model)["excess, floors"] < 1e-15
+    floor = np.mean((y - model.predict(X)) ** 2) * 3 / 400
+    model.intercept_ += np.sqrt(2 * floor)
+    assert assess(model)["excess, floors"] == pytest.approx(2.0)
+    assert assess(model)["R2 gap"] == pytest.approx(2 * floor / np.var(y))
+
+
+def test_distance_of_a_classifier_is_in_log_loss():
+    X, y = data.classification(400, 3, 10.0)
+    assess = peers.LogisticOptimum(X, y)
+    model = PreconditionedSGDClassifier(tol=1e-8, random_state=0).fit(X, y)
+    assert abs(assess(model)["gap, floors"]) < 1e-6
+    model.coef_ = 0 * model.coef_
+    model.intercept_ = np.zeros(1)
+    expected = (np.log(2) - assess.best) / (3 / 800)
+    assert assess(model)["gap, floors"] == pytest.approx(expected)
+
+
+def test_notes_and_passes(rng):
+    X, y = rng.standard_normal((200, 2)), rng.standard_normal(200)
+    capped = peers.fit(SGDRegressor(max_iter=2, tol=None, random_state=0), X, y)
+    assert (peers.passes(capped), peers.note(capped)) == (2.0, "stopped at max_iter=2")
+    exact = peers.fit(LinearRegression(), X, y)
+    assert (peers.passes(exact), peers.note(exact)) == (None, None)
+    ours = peers.fit(PreconditionedSGDRegressor(random_state=0), X, y)
+    assert (peers.passes(ours), peers.note(ours)) == (ours.n_passes_, None)
+    ours.converged_ = False
+    assert peers.note(ours) == "not converged"
+
+
+@pytest.mark.parametrize("name", ["diamonds", "flights"])
+def test_real_data_without_their_package_are_left_out(monkeypatch, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(report.LeftOut, match="not installed"):
+        data.real(name)
+
+
+# --- themes, on tiny data
+
+
+def check(rows, *columns):
+    """Rows have these columns, and every number is finite and not negative."""
+    assert rows
+    for row in rows:
+        assert set(columns) <= set(row)
+        numbers = [v for v in row.values() if isinstance(v, int | float)]
+        assert np.all(np.isfinite(numbers))
+    return rows
+
+
+def test_estimator_theme_finds_the_correction_worth_it():
+    none, gaussian = check(estimator.single_noise.run(n_seeds=1), "error / floor")
+    assert gaussian["error / floor"] < 2 < none["error / floor"]
+
+
+def test_estimator_peers_theme():
+    rows = check(estimator.peers.run(shapes=[(600, 3)], n_seeds=2, repeat=1), "time / EC")
+    of = {row["model"]: row["error / EC"] for row in rows}
+    assert of["EmpiricalCovariance"] == 1.0
+    assert of["ours"] == pytest.approx(1.0)  # batches of one row
+    assert of["ours, batch_size=16"] > 1
+
+
+def test_solver_themes():
+    problems = [(1000, 4, 1e2)]
+    rows = solver.least_squares.run(problems, threads=(1, 2), max_iter=3, repeat=1, budget=1.0)
+    check(rows, "time / ours", "passes", "excess, floors", "note")
+    assert [row["threads"] for row in rows].count(2) == len(solver.IN_BLAS)
+    assert all(row["excess, floors"] < 0.05 for row in rows if row["model"] == "ours")
+    assert rows[9]["note"].startswith("stopped at max_iter=3; tuning took ")
+    rows = solver.logistic.run(problems, solvers=("lbfgs", "saga"), repeat=1, max_iter=2)
+    check(rows, "time / ours", "gap, floors")
+    assert rows[2]["note"] == "stopped at max_iter=2"
+    check(solver.seeds.run(shape=(500, 3), n_seeds=2), "converged", "most passes")
+
+
+def test_scaling_themes():
+    check(scaling.rows.run(sizes=(300, 600), d=3, repeat=1), "300", "600", "slope")
+    rows = scaling.condition.run(shape=(500, 3), condition_numbers=(1.0, 1e4))
+    check(rows, "1e+00", "1e+04")
+    ours = [row for row in rows if row["model"] == "PreconditionedSGDRegressor"]
+    assert ours[0]["quantity"] == "passes"
+    assert ours[0]["slope"] == 0.0  # affine equivariant
+
+
+def test_risk_theme_and_its_summary():
+    rows = risk.intervals_coverage.run(
+        reps=3, shapes=[(3, 40)], batch_sizes=[8], excess_risks=[1.0]
+    )
+    assert len(rows) == len(risk.LAWS)
+    assert all(0 <= row["clean"] <= 1 for row in rows)
+    summary = risk.extremes(
+        [{"law": "a", "clean": 0.9, "observed": 1.0}, {"law": "b", "clean": 0.5}]
+    )
+    assert summary == "a: coverage 0.900 to 1.000\nb: coverage 0.500 to 0.500"
+
+
+def test_the_attacks_are_left_out_without_their_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "art", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.toolbox", raising=False)
+    monkeypatch.delattr(benchmarks, "toolbox", raising=False)
+    with pytest.raises(report.LeftOut, match="adversarial-robustness-toolbox not installed"):
+        risk.attacks.run(norms=(2,))
+
+
+def test_real_data_themes_on_a_stand_in(monkeypatch):
+    monkeypatch.setattr(real_data, "real", lambda name, n_rows: data.regression(n_rows, 3, 1e2))
+    monkeypatch.setattr(real_data, "LATE", 0)
+    rows = real_data.regression.run(n_rows=500, max_iter=5, repeat=1, budget=1.0)
+    check(rows, "features are", "time / ours", "R2 gap")
+    rows = real_data.classification.run(n_rows=500, solvers=("lbfgs",), repeat=1)
+    check(rows, "features are", "gap, floors")
+    check(real_data.seeds.run(n_rows=500, n_seeds=2), "converged")
