@@ -14,7 +14,12 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_gradhess._moments import centered_block, triangular_factor
 from sklearn_gradhess._preconditioner import factorize
 from sklearn_gradhess._schemes import GradientMemory
-from sklearn_gradhess._validation import check_features, refuse_foreign, refuse_overflow
+from sklearn_gradhess._validation import (
+    blas_threads,
+    check_features,
+    refuse_foreign,
+    refuse_overflow,
+)
 from sklearn_gradhess.diagnostics import expected_relative_error
 
 __all__ = ["FittedCovarianceMixin"]
@@ -46,8 +51,12 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     whitening: Any
     store_precision: bool
 
-    @np.errstate(all="ignore")  # an overflow is looked for, and said
     def _finalize(self) -> None:
+        # An overflow is looked for, and said
+        with np.errstate(all="ignore"), blas_threads(self.n_features_in_):
+            self._store_estimate()
+
+    def _store_estimate(self) -> None:
         memory = self._memory.settled(self._inherent)
         estimate = memory.estimate(
             correct=self.correction == "gaussian"

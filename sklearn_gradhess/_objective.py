@@ -133,22 +133,26 @@ class Problem:
         leverage = None if probes is None else np.zeros(self.n)
         objective = self.penalty(W)
         for piece, Z in self.chunks():
-            raw[piece] = self.predict(Z, W)
+            f = raw[piece] = self.predict(Z, W)
             if self.quadratic:
-                slope = raw[piece] - self.Y[piece]
+                slope = f - self.Y[piece]
                 value = 0.5 * slope**2
             else:
-                value, slope, curvature[piece], stiffness[piece] = self.loss.all(
-                    self.Y[piece], raw[piece]
-                )
+                value, slope, curvature[piece], stiffness[piece] = self.loss.all(self.Y[piece], f)
+            if probes is not None and leverage is not None:
+                leverage[piece] = self.leverages(piece, Z, stiffness[piece], probes)
             objective += float(self.weighted(value, piece).sum()) / self.n
             gradient += self.adjoint(Z, self.weighted(slope, piece))
-            if probes is not None and leverage is not None:
-                for j, probe in enumerate(probes):
-                    square = np.sum(self.predict(Z, probe) ** 2, axis=1)
-                    leverage[piece] += self.weighted(stiffness[piece, j] * square, piece)
         gradient = gradient / self.n + self.penalty_gradient(W)
         return Evaluation(raw, gradient, objective, curvature, stiffness, leverage)
+
+    def leverages(self, piece: slice, Z: Any, stiffness: Array, probes: list[Array]) -> Array:
+        """Estimate ``v x' P^-1 x`` of rows, summed over the columns of W, from probes T G."""
+        leverage = np.zeros(Z.shape[0])
+        for v, probe in zip(stiffness.T, probes, strict=False):
+            image = self.predict(Z, probe)
+            leverage += v * np.einsum("ij,ij->i", image, image)
+        return self.weighted(leverage, piece)
 
     def hessian_product(
         self, raw: Array, U: Array, stiffness: Array | None = None
@@ -157,11 +161,11 @@ class Problem:
         raw_u = np.empty_like(raw)
         out = np.zeros_like(U)
         for piece, Z in self.chunks():
-            raw_u[piece] = self.predict(Z, U)
+            f = raw_u[piece] = self.predict(Z, U)
             if stiffness is None:
-                rows = self.row_hessian(raw[piece], raw_u[piece], piece)
+                rows = self.row_hessian(raw[piece], f, piece)
             else:
-                rows = stiffness[piece] * raw_u[piece]
+                rows = stiffness[piece] * f
             out += self.adjoint(Z, self.weighted(rows, piece))
         return out / self.n + self.penalty_gradient(U), raw_u
 

@@ -22,6 +22,7 @@ from sklearn_gradhess._validation import (
     CallbackSupportMixin,
     Interval,
     StrOptions,
+    blas_threads,
     effective_n_threads,
 )
 from sklearn_gradhess.covariance import GradientCovarianceEstimator
@@ -92,27 +93,30 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             _count(sample_weight),
         )
         monitor = _Monitor(self, X, labels, held_out)
-        if self.noise == "single":
-            solution = _solve_single(self, problem, sample_weight, rng, start, monitor)
-        else:
-            settings = Settings(
-                tol=self.tol,
-                max_iter=self.max_iter,
-                oversampling=self.oversampling,
-                batch_size=None if isinstance(self.batch_size, str) else self.batch_size,
-                learning_rate=None if isinstance(self.learning_rate, str) else self.learning_rate,
-                average=self.average,
-                variance_reduction=self.variance_reduction,
-                shuffle=self.shuffle,
-                n_threads=effective_n_threads(),
-                fixed=self._fixed_preconditioner(problem, sample_weight),
-                judge=self.preconditioner == "identity",
-                safeguard=self.preconditioner != "identity" and self.variance_reduction,
-                on_iteration=monitor,
-            )
-            solution = solve(problem, settings, rng, start)
-        monitor.close(solution.W)
-        self._store_solution(solution, problem)
+        with blas_threads(X.shape[1]):
+            if self.noise == "single":
+                solution = _solve_single(self, problem, sample_weight, rng, start, monitor)
+            else:
+                settings = Settings(
+                    tol=self.tol,
+                    max_iter=self.max_iter,
+                    oversampling=self.oversampling,
+                    batch_size=None if isinstance(self.batch_size, str) else self.batch_size,
+                    learning_rate=None
+                    if isinstance(self.learning_rate, str)
+                    else self.learning_rate,
+                    average=self.average,
+                    variance_reduction=self.variance_reduction,
+                    shuffle=self.shuffle,
+                    n_threads=effective_n_threads(),
+                    fixed=self._fixed_preconditioner(problem, sample_weight),
+                    judge=self.preconditioner == "identity",
+                    safeguard=self.preconditioner != "identity" and self.variance_reduction,
+                    on_iteration=monitor,
+                )
+                solution = solve(problem, settings, rng, start)
+            monitor.close(solution.W)
+            self._store_solution(solution, problem)
         self._store(solution.W, X.dtype)
         self._warn(solution, problem, stopped=monitor.stopped)
         return self
@@ -229,7 +233,8 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             model = OnlineModel(W)
             if hasattr(self, "_factors"):
                 model = model.starting_from(self._factors, self._n_seen, problem)
-        model = model.update(problem)
+        with blas_threads(X.shape[1]):
+            model = model.update(problem)
         if not np.isfinite(model.W).all():
             raise ValueError(
                 "The coefficients overflow: features or targets are too large. Rescale X or y."

@@ -343,11 +343,9 @@ class _Run:
     def _measure_leverages(self, evaluation: Evaluation) -> Array:
         self.passes += 1
         problem, probes = self.problem, self._probes()
-        leverage = np.zeros(problem.n)
+        leverage = np.empty(problem.n)
         for piece, Z in problem.chunks():
-            v = problem.weighted(evaluation.stiffness[piece], piece)
-            for j, probe in enumerate(probes):
-                leverage[piece] += v[:, j] * np.sum(problem.predict(Z, probe) ** 2, axis=1)
+            leverage[piece] = problem.leverages(piece, Z, evaluation.stiffness[piece], probes)
         return leverage
 
     def _reduced_steps(self, evaluation: Evaluation, batch_size: int) -> Array:

@@ -1,7 +1,7 @@
 """Shared checks, and the one place that imports what scikit-learn keeps private."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from sklearn.base import _fit_context
 from sklearn.utils import check_array
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads as effective_n_threads
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.parallel import _get_threadpool_controller
 from sklearn.utils.validation import _check_sample_weight, assert_all_finite, validate_data
 
 try:
@@ -35,6 +36,7 @@ __all__ = [
     "Interval",
     "StrOptions",
     "_fit_context",
+    "blas_threads",
     "check_coef",
     "check_features",
     "check_gradients",
@@ -54,6 +56,17 @@ _FOREIGN = {
     "jax": "pass numpy.asarray(...) of it",
     "cupy": "pass .get()",
 }
+
+
+def blas_threads(n_features: int) -> Any:
+    """Context in which BLAS has one thread if factorisations of this width gain from no more.
+
+    Below a thousand columns two threads take longer than one, and a hundred times as long where
+    another process wants the second core.
+    """
+    if n_features >= 1000:
+        return nullcontext()
+    return _get_threadpool_controller().limit(limits=1, user_api="blas")
 
 
 def refuse_foreign(**arrays: Any) -> None:

@@ -27,6 +27,7 @@ from sklearn_gradhess._validation import (
     Interval,
     StrOptions,
     _fit_context,
+    blas_threads,
     check_coef,
     check_features,
     check_gradients,
@@ -525,7 +526,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             memory = self._start(d, has_intercept=not self.assume_centered)
         memory.check_noise(self.noise, self.noise_scale)
         rng = copy.deepcopy(self._rng)
-        with np.errstate(all="ignore"):  # what is not finite shows in the sums
+        # What is not finite shows in the sums
+        with np.errstate(all="ignore"), blas_threads(d):
             loss = make_loss(self.loss, epsilon=self.epsilon)
             gradient, curvature = derivatives(X, y, loss, coef, intercept)
             self._inherent = inherent_noise(
@@ -595,11 +597,12 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
                 "before. Fit one estimator for each batch size and compare, they cannot be mixed."
             )
         used = slice(int(has_intercept and not memory.has_intercept), None)
-        self._memory = memory.add_gradients(
-            gradients[:, used],
-            None if antithetic is None else antithetic[:, used],
-            batch_size=self.batch_size_,
-        )
+        with blas_threads(d):
+            self._memory = memory.add_gradients(
+                gradients[:, used],
+                None if antithetic is None else antithetic[:, used],
+                batch_size=self.batch_size_,
+            )
         self._dtype = dtype
         self._finalize()
 
