@@ -233,7 +233,7 @@ class _Run:
         if not problem.quadratic and (settings.fixed is None or settings.judge):
             stiffness = problem.weighted(evaluation.stiffness).sum()
             curvature = problem.weighted(evaluation.curvature).sum()
-            decrement *= min(stiffness / max(curvature, 1e-300), 10.0)
+            decrement *= float(min(stiffness / max(curvature, 1e-300), 10.0))
         return decrement
 
     def _refreshed(self, point: _Point) -> _Point:

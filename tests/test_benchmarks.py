@@ -15,7 +15,7 @@ import pytest
 from sklearn.linear_model import LinearRegression, SGDRegressor
 
 import benchmarks
-from benchmarks import data, estimator, peers, real_data, report, risk, scaling, solver
+from benchmarks import data, estimator, peers, readme, real_data, report, risk, scaling, solver
 from benchmarks.__main__ import THEMES, main
 from benchmarks.measure import best_times, log_slope, peak_memory, slope, time_ratios
 from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
@@ -345,3 +345,31 @@ def test_real_data_themes_on_a_stand_in(monkeypatch):
     rows = real_data.classification.run(n_rows=500, solvers=("lbfgs",), repeat=1)
     check(rows, "features are", "gap, floors")
     check(real_data.seeds.run(n_rows=500, n_seeds=2), "converged")
+
+
+def test_the_table_of_the_readme_is_that_of_the_measured_results():
+    root = Path(benchmarks.__file__).parents[1]
+    text = (root / "README.md").read_text("utf-8")
+    results = json.loads((root / "docs" / "measured.json").read_text("utf-8"))
+    assert results["mode"] == "long"
+    between = text.partition(readme.START)[2].partition(readme.END)[0]
+    assert between.strip() == readme.table(results)
+
+
+def test_a_row_of_the_readme_has_to_be_the_only_one():
+    results = {"themes": {"fake": {"rows": [{"a": 1, "b": 2}, {"a": 1, "b": 3}]}}}
+    assert readme.row(results, "fake", b=3) == {"a": 1, "b": 3}
+    with pytest.raises(LookupError, match=r"^2 rows of fake have \{'a': 1\}, one is needed$"):
+        readme.row(results, "fake", a=1)
+
+
+def test_writing_the_readme_leaves_the_rest_as_it_was(tmp_path, monkeypatch):
+    results, text = tmp_path / "results.json", tmp_path / "README.md"
+    results.write_text("{}", "utf-8")
+    text.write_text(f"before\n{readme.START}\n\nold\n\n{readme.END}\nafter\n", "utf-8")
+    monkeypatch.setattr(readme, "table", lambda results: "| new |")
+    for _ in range(2):
+        readme.main(results, text)
+        assert (
+            text.read_text("utf-8") == f"before\n{readme.START}\n\n| new |\n\n{readme.END}\nafter\n"
+        )
