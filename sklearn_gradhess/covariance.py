@@ -184,8 +184,9 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         order. Sorted rows otherwise put a rare level into one batch, and ruin its direction.
         False takes contiguous batches, at the full speed of memory.
     shrinkage : float in [0, 1], "ledoit_wolf", "oas" or None, default=None
-        Shrink `covariance_` towards the identity times its mean variance. The names are
-        scikit-learn's rules applied to the gradients, which are then kept in memory.
+        Shrink `covariance_` towards the identity times its mean variance, which means something
+        for features in like units only. The names are scikit-learn's rules applied to the
+        gradients, which are then kept in memory.
     whitening : {"zca", "pca", "cholesky"}, default="zca"
         What `transform` does: the symmetric root, scaled principal components, or the inverse of
         the triangular factor.
