@@ -30,6 +30,7 @@ Array = npt.NDArray[np.float64]
 _MOVED = 0.5  # relative change of the curvature that asks for a new sketch
 _FAST = 20.0  # factor by which one round of steps should shrink the decrement
 _SINGULAR = 1e-3  # curvature, against what the sketch assumes, too small for a Newton step
+_SOFTENED = 2.0  # factor by which steps may be longer where the rows have softened
 _STEPS = 40  # variance-reduced steps between two full gradients
 
 
@@ -221,8 +222,8 @@ class _Run:
     def _decrement(self, evaluation: Evaluation) -> float:
         """Squared Newton decrement, from a sketch of its own where the steps' is no Hessian.
 
-        The sketch assumes the stiffness of the rows, on the mean that much more than their
-        curvature; the decrement is that much too small.
+        The sketch assumes a stiffness of the rows, on the mean that much more than their curvature
+        is now; the decrement is that much too small.
         """
         problem, settings = self.problem, self.settings
         if settings.judge and self.judge is None:
@@ -231,10 +232,14 @@ class _Run:
         assert sketched is not None
         decrement = sketched.decrement(evaluation.gradient)
         if not problem.quadratic and (settings.fixed is None or settings.judge):
-            stiffness = problem.weighted(evaluation.stiffness).sum()
-            curvature = problem.weighted(evaluation.curvature).sum()
-            decrement *= float(min(stiffness / max(curvature, 1e-300), 10.0))
+            decrement *= min(self._softening(evaluation.curvature), 10.0)
         return decrement
+
+    def _softening(self, curvature: Array) -> float:
+        """How much more curvature the sketch assumes on the mean than the rows have now."""
+        assert self._sketched_stiffness is not None
+        assumed = self.problem.weighted(self._sketched_stiffness).sum()
+        return float(assumed / max(self.problem.weighted(curvature).sum(), 1e-300))
 
     def _refreshed(self, point: _Point) -> _Point:
         """Sketch the Hessian where it is now; the leverages have to be measured anew."""
@@ -256,9 +261,11 @@ class _Run:
         )
 
     def _stale(self, point: _Point) -> bool:
-        """Whether the sketch should be made anew: far off, or off and slow."""
+        """Whether the sketch should be made anew: far off, or off and slow, and still needed."""
         problem = self.problem
         if problem.quadratic or self.settings.fixed is not None:
+            return False
+        if point.decrement <= self._target(point):
             return False
         assert self._sketched_stiffness is not None
         now = problem.weighted(point.evaluation.stiffness)
@@ -321,7 +328,8 @@ class _Run:
     def _last_round_suffices(self, target: float) -> bool:
         """Whether one more round of steps ends tenfold below the target, at the rate of the last.
 
-        Then nobody needs the full gradient that would confirm it.
+        Then nobody needs the full gradient that would confirm it. At the target it is taken too,
+        as the decrement by a sketch may be three times too small.
         """
         settings = self.settings
         if len(self.history) < 2 or self.leverage is None or settings.fixed is not None:
@@ -332,7 +340,7 @@ class _Run:
             and not self.careful
             and not self._few_rows
             and now < before / 4
-            and now**2 / before <= 0.1 * target
+            and (now <= target or now**2 / before <= 0.1 * target)
         )
 
     @property
@@ -356,6 +364,10 @@ class _Run:
         base = np.ones(problem.n) if problem.weight is None else problem.weight
         probability = self.leverage + self.leverage.mean() * base
         probability /= probability.sum()
+        eta = self.eta
+        if not problem.quadratic and settings.fixed is None and not settings.learning_rate:
+            # The sketch may be of another place: as far off as the rows have softened since
+            eta *= float(np.clip(self._softening(evaluation.stiffness), 1.0, _SOFTENED))
         steps = _STEPS
         draws = self._draw(np.cumsum(probability), steps, batch_size)
         U = np.zeros_like(evaluation.gradient)
@@ -372,7 +384,7 @@ class _Run:
             else:
                 direction = problem.penalty_gradient(U)
             direction = direction + problem.adjoint(Z, scale[:, None] * change)
-            U = U - self.eta * sketched.newton(direction)
+            U = U - eta * sketched.newton(direction)
             if step >= steps // 3:
                 n_averaged += 1
                 mean += (U - mean) / n_averaged

@@ -90,7 +90,7 @@ class MeasuredSummary(_Number):
     """A line of what a theme says below its table."""
 
     def find(self, theme, start):
-        """What follows the start of the line and a colon."""
+        """Read what follows the start of the line and a colon."""
         summary = _read(self.env)["themes"].get(theme, {}).get("summary", "")
         found = re.search(rf"^{re.escape(start)}: (.+)$", summary, re.MULTILINE)
         if found is None:
