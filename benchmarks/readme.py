@@ -1,139 +1,171 @@
 """Write the table of the README from the measured results.
 
-python -m benchmarks.readme docs/measured.json README.md
+`python -m benchmarks.readme` reads docs/measured.json, which `python -m benchmarks --json
+docs/measured.json` writes.
 """
 
 import json
-import sys
 from pathlib import Path
 
 START, END = "<!-- measured: python -m benchmarks.readme -->", "<!-- end -->"
+ROOT = Path(__file__).parents[1]
+
+
+def matching(results, theme, **where):
+    """Return the rows of a theme with these values."""
+    rows = results["themes"][theme]["rows"]
+    return [row for row in rows if all(row.get(k) == v for k, v in where.items())]
 
 
 def row(results, theme, **where):
     """Return the only row of a theme with these values."""
-    rows = [
-        r for r in results["themes"][theme]["rows"] if all(r.get(k) == v for k, v in where.items())
-    ]
+    rows = matching(results, theme, **where)
     if len(rows) != 1:
         raise LookupError(f"{len(rows)} rows of {theme} have {where}, one is needed")
     return rows[0]
 
 
-def accuracy(results):
+def times(results, theme, **where):
+    """Return a function that says how much longer than ours a model takes."""
+
+    def ratio(model, **more):
+        return row(results, theme, model=model, **where, **more)["time / ours"]
+
+    return ratio
+
+
+def hessian(results):
     floors = [
         row(results, "estimator_accuracy", features=law)["error / floor"]
         for law in ("gaussian", "rademacher", "student_t")
     ]
-    corrected, plain = (
-        row(results, "estimator_single_noise", correction=c)["error / floor"]
-        for c in ("gaussian", "none")
-    )
     yield (
-        "Hessian, antithetic noise, m² = 40, label noise",
-        "{:.2f}, {:.2f}, {:.2f} floors (Gaussian, signs, t5)".format(*floors),
+        "Hessian, antithetic noise, m² = 40, s² = 4",
+        "{:.2f}, {:.2f}, {:.2f} floors (Gaussian features, signs, t5)".format(*floors),
         "1 floor: Gaussian draws",
+        "with X in hand `EmpiricalCovariance` is more accurate",
+    )
+    corrected, plain = (
+        row(results, "estimator_single_noise", correction=c) for c in ("gaussian", "none")
     )
     yield (
-        "Hessian, single noise, n = 32, m² = 25",
-        f"{corrected:.1f} floors, corrected",
-        f"{plain:.0f} floors, uncorrected",
+        f"Hessian, single noise, d = {plain['d']}, n = {plain['n']}, k = {plain['k']:,}, "
+        f"m² = {plain['m^2']:.0f}",
+        f"error {corrected['error']:.2f}, {corrected['error / floor']:.1f} floors",
+        f"uncorrected {plain['error']:.2f}, {plain['error / floor']:.0f} floors",
+        "Gaussian features",
     )
 
 
 def cost(results):
     speed = row(results, "estimator_speed", threads=1, batches="dealt", **{"fit of": "X"})
     share = row(results, "memory_peak", model="GradientCovarianceEstimator")["peak / X"]
+    peer = row(results, "memory_peak", model="EmpiricalCovariance")["peak / X"]
     yield (
-        "estimator, 200,000 x 512, batches of 64",
+        "its cost, 200,000 x 512, batches of 64",
         f"{speed['reads of X']:.1f} reads of X; {share:.0%} of its memory",
-        f"EmpiricalCovariance: {speed['EC / ours']:.1f} times as long, more accurate",
+        f"EmpiricalCovariance: {speed['EC / ours']:.1f} times as long; {peer:.0%}",
+        "few rows: batches of one, and no faster",
+    )
+
+
+def conditions(results):
+    def cells(quantity, model):
+        return row(results, "scaling_condition", quantity=quantity, model=model)
+
+    ours = "PreconditionedSGDRegressor"
+    passes = cells("passes", ours)
+    excess = {
+        model: cells("excess", model)
+        for model in (ours, "LinearRegression", "Ridge, cholesky", "Ridge, lsqr")
+    }
+    cholesky = excess["Ridge, cholesky"]
+    yield (
+        "least squares, condition 1 and 1e12",
+        f"{passes['1e+00']:.1f} and {passes['1e+12']:.1f} passes, "
+        f"excess {excess[ours]['1e+12']:.0e} floors",
+        f"excess at 1e12: LinearRegression {excess['LinearRegression']['1e+12']:.0e} floors; "
+        f"Ridge, cholesky {cholesky['1e+12']:,.0f} ({cholesky['1e+08']:.0e} at 1e8); "
+        f"Ridge, lsqr {excess['Ridge, lsqr']['1e+12']:,.0f}",
+        "no penalty",
     )
 
 
 def solver(results):
-    conditions = row(
-        results, "scaling_condition", quantity="passes", model="PreconditionedSGDRegressor"
-    )
-    passes = [conditions[c] for c in ("1e+00", "1e+12")]
-    excess = row(
-        results, "scaling_condition", quantity="excess", model="PreconditionedSGDRegressor"
-    )["1e+12"]
-    others = {
-        model: row(results, "scaling_condition", quantity="excess", model=model)["1e+12"]
-        for model in ("Ridge, cholesky", "Ridge, lsqr")
-    }
-    yield (
-        "least squares, condition 1 and 1e12",
-        "{:.1f} and {:.1f} passes".format(*passes) + f", excess {excess:.0e} floors",
-        "excess at 1e12: " + ", ".join(f"{m} {e:,.0f} floors" for m, e in others.items()),
-    )
     for threads in (1, 2):
-        ratios = {
-            model: [
-                row(results, "solver_least_squares", threads=threads, features=d, model=model)[
-                    "time / ours"
-                ]
-                for d in (100, 500)
-            ]
+        ratio = times(results, "solver_least_squares", threads=threads)
+        peers = [
+            f"{model} {ratio(model, features=100):.1f} and {ratio(model, features=500):.1f}"
             for model in ("LinearRegression", "Ridge, cholesky", "Ridge, lsqr")
-        }
+        ]
         yield (
-            f"least squares, 200,000 x 100 and x 500, {threads} thread{'s' * (threads > 1)}",
+            f"time of least squares, 200,000 x 100 and x 500, {threads} thread{'s'[: threads - 1]}",
             "1",
-            "; ".join(
-                "{} {:.1f} and {:.1f} times as long".format(m, *r) for m, r in ratios.items()
-            ),
+            "; ".join(peers),
+            "few rows or columns: see the diamonds",
         )
-    newton = "LogisticRegression, newton-cholesky"
+    ratio = times(results, "solver_logistic")
     yield (
-        "logistic, 200,000 x 100, condition 1e4",
+        "time of logistic regression, 200,000 x 100",
         "1",
-        f"newton-cholesky {row(results, 'solver_logistic', model=newton)['time / ours']:.1f} "
-        "times as long",
+        f"newton-cholesky {ratio('LogisticRegression, newton-cholesky'):.1f}; "
+        f"saga {ratio('LogisticRegression, saga'):.0f}",
+        "some ten thousand rows: newton-cholesky is faster",
     )
 
 
 def real(results):
-    flights = row(results, "real_data_seeds", data="flights")
-    late = row(results, "real_data_seeds", data="flights, late")
-    newton = row(
-        results,
-        "real_data_classification",
-        model="LogisticRegression, newton-cholesky",
-        **{"features are": "raw"},
-    )
+    for name, what in (("flights", "delays of {:,} flights"), ("diamonds", "{:,} diamonds")):
+        seeds = row(results, "real_data_seeds", data=name)
+        ratio = times(results, "real_data_regression", data=name, **{"features are": "raw"})
+        exact = "; ".join(f"{m} {ratio(m):.1f}" for m in ("LinearRegression", "Ridge, cholesky"))
+        yield (
+            what.format(seeds["rows"]) + f", raw, {seeds['seeds']} seeds",
+            f"R² within {seeds['worst R2 gap']:.0e}, {seeds['most passes']:.1f} passes, time 1",
+            f"time: {exact}",
+            "Ridge, cholesky is exact, and faster",
+        )
+    seeds = row(results, "real_data_seeds", data="flights, late")
+    ratio = times(results, "real_data_classification", **{"features are": "raw"})
     yield (
-        f"delays of {flights['rows']:,} flights, raw, {flights['seeds']} seeds",
-        f"R² within {flights['worst R2 gap']:.0e}, {flights['most passes']:.1f} passes",
-        "",
-    )
-    yield (
-        f"late or not, raw, {late['seeds']} seeds",
-        f"gap of {late['worst gap, floors']:.0e} floors at worst, {late['most passes']:.1f} passes",
-        f"newton-cholesky {newton['time / ours']:.1f} times as long",
+        f"late flights or not, raw, {seeds['seeds']} seeds",
+        f"gap of {seeds['worst gap, floors']:.0e} floors at worst, "
+        f"{seeds['most passes']:.1f} passes, time 1",
+        f"time: newton-cholesky {ratio('LogisticRegression, newton-cholesky'):.1f}",
+        "separable classes have no solution without a penalty",
     )
 
 
 def risk(results):
-    summary = results["themes"]["risk_intervals_coverage"]["summary"].splitlines()
-    low, high = summary[0].partition("coverage ")[2].split(" to ")
+    def coverage(law, *columns):
+        rows = matching(results, "risk_intervals_coverage", law=law)
+        found = [r[column] for r in rows for column in columns]
+        return min(found), max(found)
+
+    low, high = coverage("Gaussian", "clean", "observed", "intercept")
+    tails = "Student's t5"
     yield (
         "95 % intervals of the risk, gradients alone",
-        f"hold in {float(low):.0%} to {float(high):.0%}",
+        f"hold in {low:.0%} to {high:.0%}",
         "",
+        "Gaussian features; with t5 {:.0%} to {:.0%} if the intercept's gradient is sent, "
+        "without it down to {:.0%}, single noise down to {:.0%}".format(
+            *coverage(tails, "intercept"),
+            coverage(tails, "observed")[0],
+            coverage(f"single noise, {tails}", "clean")[0],
+        ),
     )
 
 
 def table(results):
     """Return the table in Markdown."""
-    lines = ["| what | ours | peers |", "|---|---|---|"]
-    for part in (accuracy, cost, solver, real, risk):
+    lines = ["| what | ours | peers | where it ends |", "|---|---|---|---|"]
+    for part in (hessian, cost, conditions, solver, real, risk):
         lines += ["| " + " | ".join(cells) + " |" for cells in part(results)]
     return "\n".join(lines)
 
 
-def main(results, readme):
+def main(results=ROOT / "docs" / "measured.json", readme=ROOT / "README.md"):
     text = readme.read_text("utf-8")
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
@@ -142,4 +174,4 @@ def main(results, readme):
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()

@@ -163,7 +163,7 @@ def gradient_adversarial_risk(
     Raises
     ------
     ValueError
-        If gradients are not finite, carry no noise, or are too few (n_features + 3 are needed), an
+        If gradients are not finite, carry no noise, or are too few (three more than their columns are needed), an
         argument is out of range, or the noise variance is neither given nor identifiable.
 
     Warns

@@ -132,7 +132,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
 
     Target noise whose variance equals the batch size n (times the curvature of the loss) makes the
     covariance of batch gradients equal to the Hessian: for the squared loss the covariance of the
-    features. The gradients may come from data given to `fit` or `partial_fit`, or from somebody
+    features; exactly with pairs of gradients ("antithetic"), up to a bias of relative size
+    ``2 excess_risk / n`` with one gradient a batch ("single"). The gradients may come from data given to `fit` or `partial_fit`, or from somebody
     else, through `partial_fit_gradients`. With the features in hand and no need for speed,
     `sklearn.covariance.EmpiricalCovariance` has no noise to average out and is more accurate;
     `batch_size=1` with the default noise gives its result exactly.
@@ -142,16 +143,16 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     batch_size : int or "auto", default="auto"
         Rows in a batch. k = n_samples / batch_size gradients have relative error ``2 sqrt(r/k) +
         r/k``, r the effective rank, so small batches are accurate; each batch costs 2 n_features^2
-        multiplications on top of the one read of X, so large batches are fast. "auto", settled by
+        multiplications on top of the one pass over X, so large batches are fast. "auto", settled by
         the first chunk: with antithetic noise 1 for small data, where Rademacher noise gives the
-        exact (weighted) covariance, else n_features/16, which costs about one more read of X, but
-        at least four gradients a feature if the rows allow. Other schemes have a bias of order
+        exact (weighted) covariance, else n_features/16, which costs about as much again, but at
+        least four gradients a feature if the rows allow. Other schemes have a bias of order
         1/batch_size: ``sqrt(n_samples/n_features)``, as many gradients a feature as rows a batch.
     noise : {"antithetic", "single", "none"}, default="antithetic"
         "antithetic": each batch is seen with targets y + xi and y - xi; half the difference of the
         two gradients has the Hessian as covariance, exactly, for any data, coefficients and label
         noise. "single": one noisy gradient a batch, as in the paper; adds a nuisance of relative
-        size excess_risk/batch_size. "none": clean gradients. Without
+        size up to ``2 excess_risk / (noise_scale * batch_size)``. "none": clean gradients. Without
         `inherent_variance` they are uncalibrated, for comparison only; with it, known or
         estimated, its share of the calibrated variance is divided out, which also works where the
         inherent noise exceeds what single noise may add up to.

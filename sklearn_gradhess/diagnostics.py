@@ -118,8 +118,9 @@ def required_batch_size(
 
     References
     ----------
-    MATH section 2.3; arXiv 2601.18546, Lemma 4.2, which for general data needs n = O(d^3/eps^2)
-    and conjectures n = Omega(R^2/eps).
+    MATH section 2.3; arXiv 2601.18546: Lemma 4.2 for the nuisance. The paper proves that
+    n = O(d^3/eps^2), up to logarithms, is enough, and conjectures n = Omega(R^2/eps), R the
+    distance to the optimum.
 
     Examples
     --------

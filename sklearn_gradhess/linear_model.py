@@ -50,9 +50,11 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
     max_iter : int, default=100
         Most rounds; a round is a full gradient and the steps that follow it.
     tol : float, default=1e-2
-        Stop when the squared Newton decrement is below `tol` times the statistical error of the
-        coefficients, dispersion times coefficients over rows: more passes change nothing that the
-        data can tell. Small data, where passes cost nothing, are fitted further.
+        Not a change of the loss: stop when the squared Newton decrement, about twice the loss that
+        is still to be gained, is below ``tol * s2 * p / n_samples``, a hundredth of the statistical
+        error of the p coefficients; s2 is the residual variance (one for log_loss and poisson).
+        More passes change nothing that the data can tell. Small data, where passes cost nothing,
+        are fitted further.
     learning_rate : float or "auto", default="auto"
         Step size in the preconditioned coordinates; "auto" follows from the law of the sketch.
     average : bool, default=True
@@ -101,9 +103,12 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
     learning_rate_ : float
         Step size of the last round of mini-batch steps; zero if there was none.
     history_ : list of dict
-        For each round: loss, decrement, floor (its statistical error), passes, seconds.
+        For each round: loss, decrement, floor (the statistical error that `tol` multiplies),
+        passes, seconds.
     converged_ : bool
-        Whether the last full gradient met `tol`, or nothing but rounding was left.
+        Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
+        last one, was foreseen to end tenfold below it, and was taken (`history_` then ends above);
+        or nothing but rounding was left.
     covariance_estimator_ : GradientCovarianceEstimator
         The preconditioner, as an estimator of the Hessian.
     n_features_in_ : int
@@ -347,9 +352,11 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     max_iter : int, default=100
         Most rounds; a round is a full gradient and the steps that follow it.
     tol : float, default=1e-2
-        Stop when the squared Newton decrement is below `tol` times the statistical error of the
-        coefficients, dispersion times coefficients over rows: more passes change nothing that the
-        data can tell. Small data, where passes cost nothing, are fitted further.
+        Not a change of the loss: stop when the squared Newton decrement, about twice the loss that
+        is still to be gained, is below ``tol * s2 * p / n_samples``, a hundredth of the statistical
+        error of the p coefficients; s2 is the residual variance (one for log_loss and poisson).
+        More passes change nothing that the data can tell. Small data, where passes cost nothing,
+        are fitted further.
     learning_rate : float or "auto", default="auto"
         Step size in the preconditioned coordinates; "auto" follows from the law of the sketch.
     average : bool, default=True
@@ -402,9 +409,12 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     learning_rate_ : float
         Step size of the last round of mini-batch steps; zero if there was none.
     history_ : list of dict
-        For each round: loss, decrement, floor (its statistical error), passes, seconds.
+        For each round: loss, decrement, floor (the statistical error that `tol` multiplies),
+        passes, seconds.
     converged_ : bool
-        Whether the last full gradient met `tol`, or nothing but rounding was left.
+        Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
+        last one, was foreseen to end tenfold below it, and was taken (`history_` then ends above);
+        or nothing but rounding was left.
     covariance_estimator_ : GradientCovarianceEstimator
         The preconditioner, as an estimator of the Hessian.
     n_features_in_ : int

@@ -1,7 +1,8 @@
 """Calibrated target noise: how much to inject, and the draws.
 
-Gaussian target noise whose variance equals the batch size makes the covariance of batch gradients
-equal to the Hessian (MATH section 2; arXiv 2601.18546, Lemma 4.2). Everything in the package that
+Target noise whose variance equals the batch size makes the covariance of batch gradients equal to
+the Hessian, up to a nuisance of relative size 2 m^2/n that antithetic pairs do not have (MATH
+section 2; arXiv 2601.18546, Lemma 4.2, for Gaussian noise and features). Everything in the package that
 adds noise to a target takes its variance and its draws from here.
 """
 
@@ -55,7 +56,9 @@ def calibrated_variance(
         Multiple of the calibrated variance. The gradients' covariance is multiplied by it too.
     curvature : float or array-like of shape (n_samples,), default=1.0
         Second derivative of the loss with respect to the raw prediction. One for the squared loss;
-        for any other loss an array, one value a row.
+        for any other loss an array, one value a row. `inherent_variance` is not multiplied by it:
+        for a dispersion phi, which is what `GradientCovarianceEstimator` calls `inherent_variance`
+        beyond the squared loss, pass ``phi * curvature``.
 
     Returns
     -------

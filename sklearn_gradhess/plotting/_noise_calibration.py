@@ -184,7 +184,8 @@ class NoiseCalibrationDisplay(CurveDisplay):
         nothing corrected: ``||S_g - Hessian|| / ||Hessian||``. For features that are not centred
         the intercept is eliminated from both. Single noise, for Gaussian features, has ``S_g =
         (v + s^2 + m^2)/n Hessian`` plus a term of rank one and size ``m^2/n``, v the injected
-        variance: the minimum is at ``n - s^2 - m^2``. Antithetic noise has ``S_g = v/n Hessian``,
+        variance: the minimum is between ``n - s^2 - 2 m^2`` and ``n - s^2 - m^2``, as the term of
+        rank one has to be made up for. Antithetic noise has ``S_g = v/n Hessian``,
         off by its scale alone and with the minimum at n always.
 
         Parameters
