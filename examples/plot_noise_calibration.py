@@ -77,6 +77,7 @@ for name, display, u in (
 # residuals are noise of a kind, of variance m^2, and the error at zero is smaller.
 #
 # Limits: the minimum is at n less inherent noise and once to twice the excess risk, which are not
-# known beforehand, and it lifts with :math:`m^2/n`; antithetic noise, or n much larger, avoids both. An error in
-# scale alone, as on the right arm, is harmless to a preconditioner, whose step size makes up for
-# it. The theory in brackets is for Gaussian features: heavy tails lift and shift the minimum more.
+# known beforehand, and it lifts with :math:`m^2/n`; antithetic noise, or n much larger, avoids
+# both. An error in scale alone, as on the right arm, is harmless to a preconditioner, whose step
+# size makes up for it. The theory in brackets is for Gaussian features: heavy tails lift and shift
+# the minimum more.

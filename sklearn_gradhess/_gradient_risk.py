@@ -163,8 +163,9 @@ def gradient_adversarial_risk(
     Raises
     ------
     ValueError
-        If gradients are not finite, carry no noise, or are too few (three more than their columns are needed), an
-        argument is out of range, or the noise variance is neither given nor identifiable.
+        If gradients are not finite, carry no noise, or are too few (three more than their columns
+        are needed), an argument is out of range, or the noise variance is neither given nor
+        identifiable.
 
     Warns
     -----

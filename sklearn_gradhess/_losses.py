@@ -202,7 +202,7 @@ class LogisticLoss(Loss):
         small = np.exp(-distance)
         value = np.maximum(raw_prediction, 0) - y * raw_prediction + np.log1p(small)
         large = 1 / (1 + small)
-        # tanh(f/2) / (4 f), by its limit where the difference loses its digits
+        # tanh(f/2) / (2 f), by its limit, a quarter, where the difference loses its digits
         stiffness = np.full_like(distance, 0.25)
         np.divide(0.5 * (1 - small) * large, distance, out=stiffness, where=distance > 1e-4)
         small *= large

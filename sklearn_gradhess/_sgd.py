@@ -11,8 +11,10 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
+from sklearn.utils import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._objective import Problem
 from sklearn_gradhess._online import OnlineModel
 from sklearn_gradhess._sketch import Sketch, fixed_sketch
@@ -29,13 +31,22 @@ from sklearn_gradhess.covariance import GradientCovarianceEstimator
 from sklearn_gradhess.exceptions import CalibrationWarning
 from sklearn_gradhess.noise import as_generator
 
-__all__ = ["PreconditionedSGD"]
+__all__ = ["PreconditionedSGD", "class_weighted", "refuse_one_class"]
 
 Array = npt.NDArray[np.float64]
 # Steps that noise='single' averages once it has come down to its own noise
 _AVERAGED = 10
 # and those before them that move the intercept alone
 _INTERCEPT_FIRST = 2
+# What `fit` tells of itself, and a stream has not
+_REPORTS = (
+    "history_",
+    "n_iter_",
+    "n_passes_",
+    "learning_rate_",
+    "converged_",
+    "covariance_estimator_",
+)
 
 
 class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
@@ -110,7 +121,6 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                     shuffle=self.shuffle,
                     n_threads=effective_n_threads(),
                     fixed=self._fixed_preconditioner(problem, sample_weight),
-                    judge=self.preconditioner == "identity",
                     safeguard=self.preconditioner != "identity" and self.variance_reduction,
                     on_iteration=monitor,
                 )
@@ -188,14 +198,15 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         self._n_seen = float(problem.count or problem.n)
         self.__dict__.pop("_online", None)
         if isinstance(self.preconditioner, str) and self.noise != "single":
+            factors = solution.sketch.factors  # one a class: the mean of their Hessians
             self.covariance_estimator_ = GradientCovarianceEstimator._from_factor(
-                solution.sketch.factors[0],
+                triangular_factor(np.vstack(factors)) / np.sqrt(len(factors)),
                 n_batches=solution.sketch.n_batches,
                 n_samples=problem.n,
                 batch_size=solution.sketch.batch_size,
                 has_intercept=problem.has_intercept,
-                loss="squared_error" if problem.quadratic else self._loss_name(),
-            )
+                loss=self.loss,
+            ).set_params(epsilon=getattr(self, "epsilon", 1.35))
 
     def _warn(self, solution: Solution, problem: Problem, *, stopped: bool) -> None:
         clipped = solution.sketch.n_clipped
@@ -239,6 +250,8 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             raise ValueError(
                 "The coefficients overflow: features or targets are too large. Rescale X or y."
             )
+        for name in _REPORTS:
+            self.__dict__.pop(name, None)
         return model
 
     def _coefficients(self) -> Array:
@@ -291,16 +304,53 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
 def _mean_one(sample_weight: Array | None) -> Array | None:
     if sample_weight is None:
         return None
-    return sample_weight * (len(sample_weight) / sample_weight.sum())
+    weight = sample_weight / sample_weight.max()  # their sum might overflow
+    return weight * (len(weight) / weight.sum())
 
 
 def _count(sample_weight: Array | None) -> float:
     """Observations that weights stand for: their sum, as repetitions, or what that can't be."""
     if sample_weight is None:
         return 0.0
-    total = float(sample_weight.sum())
+    weight = sample_weight / sample_weight.max()  # their squares might overflow or vanish
     # Kish's effective size, for weights that were scaled to another sum
-    return max(total, total**2 / float(np.sum(sample_weight**2)))
+    return max(float(sample_weight.sum()), float(weight.sum() ** 2 / np.sum(weight**2)))
+
+
+def class_weighted(
+    class_weight: Any, classes: Any, y: Any, sample_weight: Array | None
+) -> Array | None:
+    """Weights of rows times those of their classes; a dict may lack classes, which weigh one."""
+    if class_weight is None:
+        return sample_weight
+    if isinstance(class_weight, dict):  # a chunk of a stream may lack some classes
+        each = [float(class_weight.get(label, 1.0)) for label in classes.tolist()]
+        weights = np.array(each)[np.searchsorted(classes, y)]
+    else:
+        weights = compute_sample_weight(class_weight, y)
+    if sample_weight is not None:
+        with np.errstate(over="ignore", invalid="ignore"):  # found below
+            weights = weights * sample_weight
+    bad = ~((weights >= 0) & np.isfinite(weights))
+    if bad.any():
+        factor = "" if sample_weight is None else ", sample_weight included"
+        raise ValueError(
+            f"A row of class {y[bad].tolist()[0]!r} has the weight {weights[bad][0]:g}{factor}: "
+            f"weights count repetitions, so they must be finite and >= 0. Change class_weight="
+            f"{class_weight!r}."
+        )
+    return weights
+
+
+def refuse_one_class(y: Any, weights: Array | None) -> None:
+    """Raise ValueError unless two labels at least have a positive weight."""
+    present = np.unique(y if weights is None else y[weights > 0]).tolist()
+    if len(present) < 2:
+        raise ValueError(
+            f"There is {'only one' if present else 'no'} class with a positive weight, {present} "
+            f"of the labels {np.unique(y).tolist()}: a classifier needs at least two. Add rows of "
+            "another class, or change class_weight or sample_weight where they are zero."
+        )
 
 
 class _Monitor:
@@ -367,7 +417,7 @@ def _see_single(
         batch_size=estimator.batch_size,
         noise="single",
         noise_scale=estimator.noise_scale,
-        loss=estimator._loss_name(),
+        loss=estimator.loss,
         epsilon=getattr(estimator, "epsilon", 1.35),
         assume_centered=not problem.has_intercept,
         shuffle=estimator.shuffle,

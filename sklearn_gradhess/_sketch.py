@@ -6,7 +6,7 @@ preconditioner P whose P^-1 H has eigenvalues in [1/3, 3] for four batches a coe
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ __all__ = ["PROBES", "Sketch", "fixed_sketch", "sketch"]
 Array = npt.NDArray[np.float64]
 # Multiplications below which the exact Hessian costs nothing to speak of
 _EXACT = 2e8
+_SPARE = 16  # batches more than coefficients, below which the inverse has no mean to speak of
 PROBES = 16  # random directions that estimate leverages, to about a third of their size
 
 
@@ -74,6 +75,16 @@ class Sketch:
     def decrement(self, gradient: Array) -> float:
         """Squared Newton decrement, ``g' P^-1 g``."""
         return float(np.sum(gradient * self.newton(gradient)))
+
+    def scaled_to(self, other: "Sketch", problem: Problem) -> "Sketch":
+        """Scale so that the Hessian of another sketch has eigenvalues of mean one in this one."""
+        h = problem.has_intercept
+        total = 0.0
+        for T in self.whiten:
+            total += sum(float(np.sum((R @ T) ** 2)) for R in other.factors) / len(other.factors)
+            total += problem.alpha * float(np.sum(T[h:] ** 2))
+        mean = total / max(sum(T.shape[1] for T in self.whiten), 1)
+        return replace(self, whiten=[T / np.sqrt(mean) for T in self.whiten]) if mean else self
 
     def step_size(self, batch_size: int) -> float:
         """Half the largest mean-square stable step (MATH section 4.2).
@@ -131,7 +142,8 @@ def sketch(
         Threads.
     """
     n, p = problem.n, problem.p
-    batch_size = 1 if 2.0 * n * p**2 <= _EXACT else max(1, int(n / (oversampling * p)))
+    wanted = max(oversampling * p, p + _SPARE)
+    batch_size = 1 if 2.0 * n * p**2 <= _EXACT else max(1, int(n / wanted))
     exact = batch_size == 1
     signs = np.where(rng.random(n) < 0.5, -1.0, 1.0)[:, None]
     v = np.ones((n, 1)) if stiffness is None else stiffness

@@ -15,7 +15,7 @@ Both see the data in passes; without a penalty every map is affine equivariant.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +29,10 @@ __all__ = ["Settings", "Solution", "solve"]
 Array = npt.NDArray[np.float64]
 _MOVED = 0.5  # relative change of the curvature that asks for a new sketch
 _FAST = 20.0  # factor by which one round of steps should shrink the decrement
-_SINGULAR = 1e-3  # curvature, against what the sketch assumes, too small for a Newton step
+_SINGULAR = 1e-8  # curvature, against what the sketch assumes, too small for a Newton step
 _SOFTENED = 2.0  # factor by which steps may be longer where the rows have softened
 _STEPS = 40  # variance-reduced steps between two full gradients
+_SAMPLE = 16  # rows a coefficient whose curvature checks a decrement
 
 
 @dataclass
@@ -48,7 +49,6 @@ class Settings:
     shuffle: bool = True
     n_threads: int = 1
     fixed: Sketch | None = None
-    judge: bool = False  # whether `fixed` tells nothing of the Hessian, nor of convergence
     safeguard: bool = True
     on_iteration: Callable[[Array, dict[str, Any]], bool] | None = None
 
@@ -93,6 +93,8 @@ class _Point(NamedTuple):
     evaluation: Evaluation
     decrement: float
     floor: float
+    passes: float  # spent when the evaluation was done
+    seconds: float
 
 
 class _Run:
@@ -104,7 +106,7 @@ class _Run:
         self.rng = rng
         self.passes = 0.0
         self.sketch: Sketch | None = settings.fixed
-        self.judge: Sketch | None = None
+        self.judge: Sketch | None = None  # where the steps' sketch is somebody else's
         self.leverage: Array | None = None
         self._sketched_stiffness: Array | None = None
         self.eta = settings.learning_rate or 0.0
@@ -113,47 +115,50 @@ class _Run:
         self.cautious = False  # whether Newton steps by the second derivative have
         self.clock = time.perf_counter()
         self.history: list[dict[str, Any]] = []
+        self._ahead: tuple[Array, Array] | None = None  # Newton step that was found already
 
     def solve(self, start: Array | None) -> Solution:
         settings = self.settings
         best: _Point | None = None
-        converged = False
+        converged = stopped = False
         W = self._start(start)
         for iteration in range(settings.max_iter + 1):
             point = self._look(W)
             if best is not None and not self._improved(point, best):
                 if self.careful or not settings.safeguard:
-                    self._record(point)
+                    stopped = self._tell(point)
                     best = point if self._better(point, best) else best
-                    converged = best.decrement <= settings.tol * best.floor
-                    if converged or self.cautious or not settings.safeguard:
+                    if stopped or self.cautious or not settings.safeguard:
                         # A Newton step with line search gains nothing: what is left is rounding
+                        converged = best.decrement <= self._enough(best)
                         break
                     # The second derivative misleads; that of the bound does not
                     self.cautious = True
                     best = self._refreshed(best)
-                    W = self._step(best, 0.0)
+                    W = self._step(best)
                     continue
                 self.careful = True
                 if not point.evaluation.objective <= best.evaluation.objective:
                     point = best
             elif self._stale(point):
                 point = self._refreshed(point)
-            self._record(point)
-            best = point
-            target = self._target(point)
-            converged = point.decrement <= max(target, self._rounding(point.evaluation))
-            stop = settings.on_iteration and settings.on_iteration(W, self.history[-1])
-            if not stop and self._last_round_suffices(target):
+            if iteration < settings.max_iter or point.decrement <= self._enough(point):
+                point = self._measured(point, best)
+            stopped = self._tell(point)
+            converged = point.decrement <= self._enough(point)
+            last = not stopped and self._last_round_suffices(point, best)
+            if last or (converged and self._ahead):
                 # A fraction of a pass, by steps that have just shown what they do
                 converged = True
-                best = point._replace(W=self._step(point, target))
-            if converged or stop or iteration == settings.max_iter:
+                point = point._replace(W=self._step(point))
+            best = point
+            if converged or stopped or iteration == settings.max_iter:
                 break
-            W = self._step(point, target)
+            W = self._step(point)
         assert best is not None
         assert self.sketch is not None
-        return Solution(best.W, self.sketch, bool(converged), self.eta, self.passes, self.history)
+        sketch = self.judge or self.sketch
+        return Solution(best.W, sketch, bool(converged), self.eta, self.passes, self.history)
 
     def _look(self, W: Array) -> _Point:
         """Evaluate; in the first place somewhere that is no worse than the null model."""
@@ -161,12 +166,17 @@ class _Run:
         if not self.history and not evaluation.objective <= self.ceiling:
             W, self.leverage = self._null_model(), None
             evaluation = self._evaluate(W)
-        return _Point(W, evaluation, self._decrement(evaluation), self._floor(evaluation))
+        spent = self.passes, time.perf_counter() - self.clock
+        return _Point(W, evaluation, self._decrement(evaluation), self._floor(evaluation), *spent)
 
     def _target(self, point: _Point) -> float:
         """Decrement to stop at; where every pass is cheap, where nothing is left to see."""
         assert self.sketch is not None
         return self.settings.tol * point.floor * (1e-6 if self.sketch.exact else 1.0)
+
+    def _enough(self, point: _Point) -> float:
+        """Decrement below which there is nothing to gain: the target, or rounding."""
+        return max(self._target(point), self._rounding(point.evaluation))
 
     def _start(self, start: Array | None) -> Array:
         """Find where to start, with a sketch of the Hessian there if that is known beforehand."""
@@ -195,16 +205,19 @@ class _Run:
             W[0] = problem.loss.link(mean)
         return W
 
-    def _record(self, point: _Point) -> None:
+    def _tell(self, point: _Point) -> bool:
+        """Record a point, and ask whoever watches whether to stop."""
         self.history.append(
             {
                 "loss": point.evaluation.objective,
                 "decrement": point.decrement,
                 "floor": point.floor,
-                "passes": self.passes,
-                "seconds": time.perf_counter() - self.clock,
+                "passes": point.passes,
+                "seconds": point.seconds,
             }
         )
+        watch = self.settings.on_iteration
+        return bool(watch and watch(point.W, self.history[-1]))
 
     def _evaluate(self, W: Array) -> Evaluation:
         """Evaluate, with the leverages if they come for free."""
@@ -220,18 +233,20 @@ class _Run:
         return evaluation
 
     def _decrement(self, evaluation: Evaluation) -> float:
-        """Squared Newton decrement, from a sketch of its own where the steps' is no Hessian.
+        """Squared Newton decrement, by a sketch.
 
         The sketch assumes a stiffness of the rows, on the mean that much more than their curvature
         is now; the decrement is that much too small.
         """
-        problem, settings = self.problem, self.settings
-        if settings.judge and self.judge is None:
+        if self.settings.fixed is not None and self.judge is None:
+            # A given preconditioner may be of another scale, and tell nothing of the Hessian
             self.judge = self._make_sketch(evaluation.stiffness)
+            if self.settings.safeguard:
+                self.sketch = self.settings.fixed.scaled_to(self.judge, self.problem)
         sketched = self.judge or self.sketch
         assert sketched is not None
         decrement = sketched.decrement(evaluation.gradient)
-        if not problem.quadratic and (settings.fixed is None or settings.judge):
+        if not self.problem.quadratic:
             decrement *= min(self._softening(evaluation.curvature), 10.0)
         return decrement
 
@@ -313,34 +328,77 @@ class _Run:
         gain, slack = _gain(point, best)
         return gain > 0 or (gain >= -slack and point.decrement < best.decrement)
 
-    def _step(self, point: _Point, target: float) -> Array:
+    def _measured(self, point: _Point, before: _Point | None) -> _Point:
+        """Measure the decrement by the curvature of rows, where a step does or it may be the last.
+
+        Along some direction the rows may have much less curvature than the sketch assumes and than
+        they have on the mean, and the decrement by the sketch is that much too small.
+        """
+        self._ahead = None
+        if self.problem.quadratic:
+            return point
+        if self._newton:
+            U, raw_u, gained = self._newton_direction(point)
+            if self.cautious and gained <= self._enough(point):
+                self.cautious = False  # by a secant there is nothing to gain; by the Hessian?
+                U, raw_u, gained = self._newton_direction(point)
+            self._ahead = U, raw_u
+            if self.judge is not None:
+                gained = max(gained, point.decrement)
+        elif point.decrement <= self._enough(point) or self._last_round_suffices(point, before):
+            sketched = self.judge or self.sketch
+            assert sketched is not None
+            sample, raw = self._sample(point.evaluation)
+            _, _, gained = self._conjugate_gradients(
+                sketched, sample, point.evaluation._replace(raw=raw), self._target(point)
+            )
+            if gained > max(4 * point.decrement, self._enough(point)):
+                self.careful = self.settings.safeguard
+        else:
+            return point
+        return point._replace(decrement=gained)
+
+    @property
+    def _newton(self) -> bool:
+        """Whether Newton steps are taken, not mini-batch steps."""
+        assert self.sketch is not None
+        return self.settings.safeguard and (self.careful or self.sketch.exact or self._few_rows)
+
+    def _step(self, point: _Point) -> Array:
         assert self.sketch is not None
         problem, settings = self.problem, self.settings
+        if self._newton:
+            U, raw_u = self._ahead or self._newton_direction(point)[:2]
+            self._ahead = None
+            t = self._line_search(point.W, U, raw_u, point.evaluation)
+            self.cautious = t < 0.5  # the next step then assumes the curvature of a secant
+            return point.W + t * U
         batch_size = settings.batch_size or 4 * problem.p
-        if settings.safeguard and (self.careful or self.sketch.exact or self._few_rows):
-            return self._newton_step(point, target)
-        if self.leverage is None:
-            self.leverage = self._measure_leverages(point.evaluation)
         if not settings.learning_rate:
             self.eta = self.sketch.step_size(batch_size)
+            if not problem.quadratic and settings.fixed is None:
+                # The sketch may be of another place: as far off as the rows have softened since
+                softened = self._softening(point.evaluation.stiffness)
+                self.eta *= float(np.clip(softened, 1.0, _SOFTENED))
         return point.W + self._reduced_steps(point.evaluation, batch_size)
 
-    def _last_round_suffices(self, target: float) -> bool:
-        """Whether one more round of steps ends tenfold below the target, at the rate of the last.
+    def _last_round_suffices(self, point: _Point, before: _Point | None) -> bool:
+        """Whether one more round of steps ends well below the target, at the rate of the last.
 
-        Then nobody needs the full gradient that would confirm it. At the target it is taken too,
-        as the decrement by a sketch may be three times too small.
+        Then nobody needs the full gradient that would confirm it. At the target it is taken too.
+        For least squares the decrement is by a sketch and may be three times too small; for other
+        losses it has been measured.
         """
         settings = self.settings
-        if len(self.history) < 2 or self.leverage is None or settings.fixed is not None:
+        if before is None or self.leverage is None or settings.fixed is not None:
             return False
-        now, before = self.history[-1]["decrement"], self.history[-2]["decrement"]
+        now, target = point.decrement, self._target(point)
+        margin = 0.1 if self.problem.quadratic else 0.5
         return bool(
             settings.variance_reduction
-            and not self.careful
-            and not self._few_rows
-            and now < before / 4
-            and (now <= target or now**2 / before <= 0.1 * target)
+            and not self._newton
+            and now < before.decrement / 4
+            and (now <= target or now**2 / before.decrement <= margin * target)
         )
 
     @property
@@ -356,18 +414,32 @@ class _Run:
             leverage[piece] = problem.leverages(piece, Z, evaluation.stiffness[piece], probes)
         return leverage
 
+    def _probabilities(self, evaluation: Evaluation) -> Array:
+        """Draw rows in proportion to their leverage plus its mean (MATH section 4.2)."""
+        if self.leverage is None:
+            self.leverage = self._measure_leverages(evaluation)
+        base = 1.0 if self.problem.weight is None else self.problem.weight
+        probability = self.leverage + self.leverage.mean() * base
+        return probability / probability.sum()
+
+    def _sample(self, evaluation: Evaluation) -> tuple[Problem, Array]:
+        """Rows drawn by leverage, weighted to stand for all, and their raw predictions."""
+        problem = self.problem
+        size = _SAMPLE * problem.p
+        if size >= problem.n:
+            return problem, evaluation.raw
+        probability = self._probabilities(evaluation)
+        draw = self._draw(np.cumsum(probability), 1, size)[0]
+        self.passes += size / problem.n
+        weight = problem.weighted(1.0 / (problem.n * probability[draw]), draw)
+        sample = replace(problem, X=problem.rows(draw), Y=problem.Y[draw], weight=weight)
+        return sample, evaluation.raw[draw]
+
     def _reduced_steps(self, evaluation: Evaluation, batch_size: int) -> Array:
         """Variance-reduced mini-batch steps from a snapshot; the mean of the last two thirds."""
         assert self.sketch is not None
-        assert self.leverage is not None
         problem, sketched, settings = self.problem, self.sketch, self.settings
-        base = np.ones(problem.n) if problem.weight is None else problem.weight
-        probability = self.leverage + self.leverage.mean() * base
-        probability /= probability.sum()
-        eta = self.eta
-        if not problem.quadratic and settings.fixed is None and not settings.learning_rate:
-            # The sketch may be of another place: as far off as the rows have softened since
-            eta *= float(np.clip(self._softening(evaluation.stiffness), 1.0, _SOFTENED))
+        probability = self._probabilities(evaluation)
         steps = _STEPS
         draws = self._draw(np.cumsum(probability), steps, batch_size)
         U = np.zeros_like(evaluation.gradient)
@@ -384,7 +456,7 @@ class _Run:
             else:
                 direction = problem.penalty_gradient(U)
             direction = direction + problem.adjoint(Z, scale[:, None] * change)
-            U = U - eta * sketched.newton(direction)
+            U = U - self.eta * sketched.newton(direction)
             if step >= steps // 3:
                 n_averaged += 1
                 mean += (U - mean) / n_averaged
@@ -397,50 +469,72 @@ class _Run:
         rows = np.minimum(np.searchsorted(cumulative, u), len(cumulative) - 1)
         return np.sort(self.rng.permutation(rows).reshape(steps, batch_size), axis=1)
 
-    def _newton_step(self, point: _Point, target: float) -> Array:
-        """Newton step by preconditioned conjugate gradients, then a line search."""
-        assert self.sketch is not None
-        problem, sketched = self.problem, self.sketch
-        W, evaluation, decrement, _ = point
+    def _newton_direction(self, point: _Point) -> tuple[Array, Array, float]:
+        """Newton step, its raw predictions, and the decrement, by conjugate gradients."""
+        evaluation = point.evaluation
         stiffness = evaluation.stiffness if self.cautious else None
-        goal = max(0.1 * target, 1e-30 * decrement if problem.quadratic else 1e-4 * decrement)
-        U, raw_u = np.zeros_like(W), np.zeros_like(evaluation.raw)
-        residual = -evaluation.gradient
+        assert self.sketch is not None
+        found = self._conjugate_gradients(
+            self.sketch, self.problem, evaluation, self._target(point), stiffness
+        )
+        if stiffness is None and not self.problem.quadratic and not found[0].any():
+            # Rows are flat here, not where a step would lead
+            self.cautious = True
+            return self._newton_direction(point)
+        return found
+
+    def _conjugate_gradients(
+        self,
+        sketched: Sketch,
+        problem: Problem,
+        evaluation: Evaluation,
+        target: float,
+        stiffness: Array | None = None,
+    ) -> tuple[Array, Array, float]:
+        """Solve ``H U = -gradient``; raw predictions of U; and ``gradient' H^-1 gradient``.
+
+        Until of the decrement by the sketch little is left, against it and the target. That is a
+        thousandth even where it is below the target: it may be too small by more than that.
+        """
+        raw, gradient = evaluation.raw, evaluation.gradient
+        share = problem.n / self.problem.n
+        U, raw_u, gained = np.zeros_like(gradient), np.zeros_like(raw), 0.0
+        residual = -gradient
         z = sketched.newton(residual)
         direction, rho = z, float(np.sum(residual * z))
         image = residual  # P times the direction
+        if problem.quadratic:
+            goal = max(0.1 * target, 1e-30 * rho)
+        else:
+            goal = max(1e-2 * min(target, rho), 1e-4 * rho)
         for _ in range(30):
             if not rho > goal:
                 break
-            product, raw_direction = problem.hessian_product(evaluation.raw, direction, stiffness)
-            self.passes += 1
+            product, raw_direction = problem.hessian_product(raw, direction, stiffness)
+            self.passes += share
             curvature = float(np.sum(direction * product))
             if not curvature > _SINGULAR * float(np.sum(direction * image)):
-                if stiffness is None and not problem.quadratic:
-                    # Rows are flat here, not where a step would lead
-                    self.cautious = True
-                    return self._newton_step(point, target)
                 break
             step = rho / curvature
+            gained += step * rho
             U, raw_u = U + step * direction, raw_u + step * raw_direction
             residual = residual - step * product
             z = sketched.newton(residual)
             rho, previous = float(np.sum(residual * z)), rho
             direction = z + (rho / previous) * direction
             image = residual + (rho / previous) * image
-        t = self._line_search(W, U, raw_u, evaluation)
-        self.cautious = t < 0.5  # the next step then assumes the curvature of a secant
-        return W + t * U
+        return U, raw_u, gained + rho
 
     def _line_search(self, W: Array, U: Array, raw_u: Array, evaluation: Evaluation) -> float:
         if self.problem.quadratic:
             return 1.0
         slope = float(np.sum(evaluation.gradient * U))
+        before = evaluation.objective + 8 * np.finfo(float).eps * (1 + abs(evaluation.objective))
         t = 1.0
         for _ in range(40):
             value = self.problem.mean_loss(evaluation.raw + t * raw_u)
             value += self.problem.penalty(W + t * U)
-            if value <= evaluation.objective + 1e-4 * t * slope:
+            if value <= before + 1e-4 * t * slope:
                 break
             t *= 0.5
         return t

@@ -133,10 +133,11 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     Target noise whose variance equals the batch size n (times the curvature of the loss) makes the
     covariance of batch gradients equal to the Hessian: for the squared loss the covariance of the
     features; exactly with pairs of gradients ("antithetic"), up to a bias of relative size
-    ``2 excess_risk / n`` with one gradient a batch ("single"). The gradients may come from data given to `fit` or `partial_fit`, or from somebody
-    else, through `partial_fit_gradients`. With the features in hand and no need for speed,
-    `sklearn.covariance.EmpiricalCovariance` has no noise to average out and is more accurate;
-    `batch_size=1` with the default noise gives its result exactly.
+    ``2 excess_risk / n`` with one gradient a batch ("single"). The gradients may come from data
+    given to `fit` or `partial_fit`, or from somebody else, through `partial_fit_gradients`. With
+    the features in hand and no need for speed, `sklearn.covariance.EmpiricalCovariance` has no
+    noise to average out and is more accurate; `batch_size=1` with the default noise gives its
+    result exactly.
 
     Parameters
     ----------

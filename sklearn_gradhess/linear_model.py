@@ -7,12 +7,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
-from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from sklearn_gradhess._losses import MultinomialLoss, make_loss
-from sklearn_gradhess._sgd import PreconditionedSGD
+from sklearn_gradhess._sgd import PreconditionedSGD, class_weighted, refuse_one_class
 from sklearn_gradhess._validation import (
     Interval,
     StrOptions,
@@ -107,10 +106,12 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         passes, seconds.
     converged_ : bool
         Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
-        last one, was foreseen to end tenfold below it, and was taken (`history_` then ends above);
+        last one, was foreseen to end below it, and was taken (`history_` then ends above);
         or nothing but rounding was left.
     covariance_estimator_ : GradientCovarianceEstimator
-        The preconditioner, as an estimator of the Hessian.
+        The preconditioner, as an estimator of the Hessian where it was last made; for other losses
+        than the squared one, with the curvature that it assumes, which is no less than the second
+        derivative. With "identity" a sketch made at the start.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -199,9 +200,6 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         self.random_state = random_state
         self.verbose = verbose
 
-    def _loss_name(self) -> str:
-        return self.loss
-
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
@@ -248,7 +246,9 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Learn from another chunk of a stream, in one pass.
 
-        After `fit` it goes on from there. The penalty is that of all rows seen.
+        After `fit` it goes on from there, and drops what `fit` told of itself: `history_`,
+        `n_iter_`, `n_passes_`, `learning_rate_`, `converged_` and `covariance_estimator_`. The
+        penalty is that of all rows seen.
 
         Parameters
         ----------
@@ -386,7 +386,8 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     warm_start : bool, default=False
         Start from the coefficients of the last fit.
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes; "balanced" is inverse to their frequencies.
+        Weights of the classes, nonnegative; those that a dict lacks weigh one. "balanced" is
+        inverse to their frequencies.
     random_state : int, RandomState instance, Generator or None, default=None
         Source of the sketch and of the mini-batches.
     verbose : int, default=0
@@ -413,10 +414,12 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         passes, seconds.
     converged_ : bool
         Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
-        last one, was foreseen to end tenfold below it, and was taken (`history_` then ends above);
+        last one, was foreseen to end below it, and was taken (`history_` then ends above);
         or nothing but rounding was left.
     covariance_estimator_ : GradientCovarianceEstimator
-        The preconditioner, as an estimator of the Hessian.
+        The preconditioner, as an estimator of the Hessian where it was last made, with the bound
+        (see References) for the curvature. With "identity" a sketch made at the start. Of three
+        classes or more, the mean over classes of the Hessian's diagonal blocks.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -498,9 +501,6 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _loss_name(self) -> str:
-        return self.loss
-
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
@@ -534,19 +534,15 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         Raises
         ------
         ValueError
-            If the data are not finite or not consistent, or a target is out of range.
+            If the data are not finite or not consistent, a weight is negative or not finite, or
+            fewer than two classes have a positive weight.
         """
         with unchanged_on_error(self):
             X, y, sample_weight = self._validate(X, y, sample_weight, reset=True)
             self.classes_ = np.unique(y)
-            present = self.classes_ if sample_weight is None else np.unique(y[sample_weight > 0])
-            if len(present) < 2:
-                raise ValueError(
-                    f"y has only one class with a positive weight, {present[0]!r}: a classifier "
-                    "needs at least two."
-                )
+            weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
+            refuse_one_class(y, weights)
             Y, loss = self._encode(y)
-            weights = self._class_weighted(y, sample_weight)
             start = self._start_from(coef_init, intercept_init, X.shape[1], Y.shape[1])
             return self._minimise(X, Y, loss, weights, start, y)
 
@@ -556,7 +552,9 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     ) -> Self:
         """Learn from another chunk of a stream, in one pass.
 
-        After `fit` it goes on from there. The penalty is that of all rows seen.
+        After `fit` it goes on from there, and drops what `fit` told of itself: `history_`,
+        `n_iter_`, `n_passes_`, `learning_rate_`, `converged_` and `covariance_estimator_`. The
+        penalty is that of all rows seen.
 
         Parameters
         ----------
@@ -577,7 +575,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         Raises
         ------
         ValueError
-            If the chunk is not finite or does not fit those before.
+            If the chunk is not finite or does not fit those before, or a class weight is refused.
         """
         with unchanged_on_error(self):
             first = not hasattr(self, "coef_")
@@ -603,8 +601,10 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
                     "class_weight='balanced' needs all labels at once. Pass a dict of weights to "
                     "use it with partial_fit."
                 )
+            each = class_weighted(self.class_weight, self.classes_, self.classes_, None)
+            refuse_one_class(self.classes_, each)
             Y, loss = self._encode(y)
-            weights = self._class_weighted(y, sample_weight)
+            weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
             self._online = self._stream(X, Y, loss, weights)
             self._store(self._online.W, X.dtype)
             self.t_ += Y.shape[0]
@@ -626,17 +626,6 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         if len(self.classes_) == 2:
             return codes[:, None].astype(np.float64), make_loss(self.loss)
         return np.eye(len(self.classes_))[codes], MultinomialLoss()
-
-    def _class_weighted(self, y: Any, sample_weight: Array | None) -> Array | None:
-        if self.class_weight is None:
-            return sample_weight
-        if isinstance(self.class_weight, dict):  # a chunk of a stream may lack some of them
-            labels, codes = np.unique(y, return_inverse=True)
-            each = [float(self.class_weight.get(label, 1.0)) for label in labels.tolist()]
-            weights = np.array(each)[codes]
-        else:
-            weights = compute_sample_weight(self.class_weight, y)
-        return weights if sample_weight is None else weights * sample_weight
 
     def _attributes(self, W: Array, dtype: Any) -> dict[str, Any]:
         if W.shape[1] > 1:  # the symmetric parametrisation: columns sum to zero

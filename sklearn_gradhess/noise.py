@@ -2,8 +2,8 @@
 
 Target noise whose variance equals the batch size makes the covariance of batch gradients equal to
 the Hessian, up to a nuisance of relative size 2 m^2/n that antithetic pairs do not have (MATH
-section 2; arXiv 2601.18546, Lemma 4.2, for Gaussian noise and features). Everything in the package that
-adds noise to a target takes its variance and its draws from here.
+section 2; arXiv 2601.18546, Lemma 4.2, for Gaussian noise and features). Everything in the package
+that adds noise to a target takes its variance and its draws from here.
 """
 
 from typing import Any, overload

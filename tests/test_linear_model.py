@@ -28,6 +28,8 @@ from sklearn_gradhess import (
     PreconditionedSGDRegressor,
     _sketch,
 )
+from sklearn_gradhess._sgd import class_weighted
+from sklearn_gradhess.diagnostics import calibration_report
 
 Classifier, Regressor = PreconditionedSGDClassifier, PreconditionedSGDRegressor
 BOTH = (Regressor, Classifier)
@@ -308,7 +310,7 @@ def test_tight_tolerance_gives_the_coefficients_of_logistic_regression(labelled)
 def test_class_weights_are_those_of_logistic_regression(labelled, weight):
     X, y = labelled[0], np.array(["a", "b"])[labelled[1]]
     model = Classifier(class_weight=weight, alpha=0.01, random_state=0).fit(X, y)
-    total = np.sum(model._class_weighted(y, None))
+    total = np.sum(class_weighted(weight, model.classes_, y, None))
     reference = LogisticRegression(
         C=1 / (0.01 * total), class_weight=weight, tol=1e-12, solver="newton-cholesky"
     ).fit(X, y)
@@ -658,6 +660,46 @@ def test_the_exact_preconditioner_is_the_covariance(data):
     assert_allclose(estimator.covariance_, np.cov(data[0].T, bias=True), rtol=1e-8)
 
 
+def test_plain_steps_leave_an_estimate_of_the_hessian_too(mini_batches, rng):
+    X = rng.standard_normal((4000, 4))
+    X[:, 0] += X[:, 1]
+    y = X.sum(axis=1) + rng.standard_normal(4000)
+    estimator = Regressor(preconditioner="identity", random_state=0).fit(X, y).covariance_estimator_
+    assert estimator.n_batches_ >= 4 * 5
+    assert calibration_report(estimator).expected_error == estimator.expected_error_ > 0
+    eigenvalues = np.linalg.eigvals(np.linalg.solve(np.cov(X.T), estimator.covariance_)).real
+    assert 0.15 < eigenvalues.min() < eigenvalues.max() < 3
+
+
+def test_the_estimator_of_several_classes_is_their_mean(rng):
+    X = rng.standard_normal((2000, 3)) * [1, 10, 100]
+    y = (X / [1, 10, 100] + rng.gumbel(size=(2000, 3)) - [4, 0, 0]).argmax(axis=1)
+    assert np.mean(y == 0) < 0.05  # whose own block is small
+    model = Classifier(random_state=0).fit(X, y)
+    estimator = model.covariance_estimator_
+    blocks = [factor.T @ factor for factor in model._factors]
+    factor = estimator._hessian_factor(intercept=True)
+    assert_allclose(factor.T @ factor, np.mean(blocks, axis=0), rtol=1e-10)
+    # The bound of the curvature, at the place of the last sketch: near the curvature itself
+    p = model.predict_proba(X)
+    Z = np.column_stack([np.ones(2000), X])
+    curvature = np.mean([Z.T @ (v[:, None] * Z) / 2000 for v in (p * (1 - p)).T], axis=0)
+    ratios = np.linalg.eigvals(np.linalg.solve(curvature, factor.T @ factor)).real
+    assert 0.8 < ratios.min() < ratios.max() < 3
+
+
+def test_the_estimator_of_huber_keeps_epsilon(data):
+    X, y = data
+    estimator = Regressor("huber", epsilon=50.0, random_state=0).fit(X, y).covariance_estimator_
+    same, other = (
+        GradientCovarianceEstimator(batch_size=1, loss="huber", epsilon=epsilon, random_state=0)
+        for epsilon in (50.0, 1.35)
+    )
+    assert estimator.merge(same.fit(X, y)).n_samples_seen_ == 600
+    with pytest.raises(ValueError, match=r"merge estimators with epsilon=50\.0 and epsilon=1\.35"):
+        estimator.merge(other.fit(X, y))
+
+
 def test_verbose_prints_a_line_a_round(data, capsys):
     model = Regressor("huber", verbose=1, random_state=0).fit(*data)
     lines = capsys.readouterr().out.splitlines()
@@ -769,13 +811,18 @@ def test_early_stopping_records_the_loss_of_held_out_rows(data, labelled, cls):
     assert model.score(X, y) > 0.7
 
 
-def test_early_stopping_ends_without_a_warning(rng, mini_batches):
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_early_stopping_waits_for_rounds_without_improvement(rng, mini_batches, rounds):
     X, y = rng.standard_normal((4000, 4)), rng.standard_normal(4000)
-    settings = {"early_stopping": True, "n_iter_no_change": 1, "tol": 0, "random_state": 0}
-    model = Regressor(**settings).fit(X, y)
+    model = Regressor(early_stopping=True, n_iter_no_change=rounds, tol=0, random_state=0)
+    model.fit(X, y)  # and does not warn
+    assert not model.converged_
     losses = [record["validation_loss"] for record in model.history_]
-    assert model.n_iter_ < 100
-    assert losses[-1] >= min(losses)
+    # Records, then as many rounds without one as it should wait, and no such run before
+    improved = [loss < min(losses[:i], default=np.inf) for i, loss in enumerate(losses)]
+    assert "".join("+" if better else "-" for better in improved).find("-" * rounds) == (
+        len(losses) - rounds
+    )
 
 
 def test_early_stopping_survives_held_out_rows_without_weight(data):
@@ -871,7 +918,7 @@ def test_single_noise_refuses_several_outputs(rng, cls):
     [
         (Regressor("poisson"), [-1.0, 2.0, 3.0], "PoissonLoss needs y >= 0"),
         (Regressor(), [np.nan, 2.0, 3.0], "NaN"),
-        (Classifier(), [1, 1, 1], "y has only one class with a positive weight, .*1.*: a classif"),
+        (Classifier(), [1, 1, 1], r"is only one class with a positive weight, \[1\] of the labels"),
         (Classifier(), [0.1, 0.2, 0.3], "Unknown label type"),
     ],
 )
@@ -886,12 +933,111 @@ def test_a_class_needs_weight():
         Classifier().fit([[0.0], [1.0], [2.0]], [0, 0, 1], [1.0, 1.0, 0.0])
 
 
+def assert_refused(model, X, y, message, weight=None):
+    before = vars(model).copy()
+    for learn in (model.fit, lambda *args: model.partial_fit(*args, classes=np.unique(y))):
+        with pytest.raises(ValueError, match=message):
+            learn(X, y, weight)
+        assert vars(model) == before
+
+
+@pytest.mark.parametrize(
+    ("weight", "given", "message"),
+    [
+        (-1.0, None, r"A row of class 'a' has the weight -1: weights count repetitions, so they"),
+        (
+            np.nan,
+            None,
+            r"has the weight nan: .* must be finite and >= 0\. Change class_weight=\{'a'",
+        ),
+        (np.inf, None, r"has the weight inf: "),
+        (1e300, 1e300, r"has the weight inf, sample_weight included: "),
+    ],
+)
+def test_weights_of_classes_must_be_finite_and_nonnegative(labelled, weight, given, message):
+    X, y = labelled[0], np.array(["a", "b"])[labelled[1]]
+    given = None if given is None else np.full(300, given)
+    assert_refused(Classifier(class_weight={"a": weight}), X, y, message, given)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (
+            {0: 0, 1: 0},
+            r"There is no class with a positive weight, \[\] of the labels \[0, 1\]: a ",
+        ),
+        (
+            {0: 0.0, 1: 1.0},
+            r"is only one class with a positive weight, \[1\] of the labels \[0, 1\]",
+        ),
+        ({0: 0.0}, "or change class_weight or sample_weight where they are zero"),
+    ],
+)
+def test_two_classes_must_have_weight(labelled, weight, message):
+    assert_refused(Classifier(class_weight=weight), *labelled, message)
+
+
+def test_weights_of_classes_and_rows_together_must_leave_two_classes(labelled):
+    X, y = labelled[0], labelled[1] + 2 * (np.arange(300) < 100)  # four labels
+    model = Classifier(class_weight={0: 0.0, 1: 0.0, 2: 3.0}, alpha=0.1, random_state=0)
+    with pytest.raises(ValueError, match=r"only one class .*, \[2\] of the labels \[0, 1, 2, 3\]"):
+        model.fit(X, y, y < 3)
+    weight = np.where(y == 2, 3.0, y > 2)
+    assert_same_model(model.fit(X, y), Classifier(alpha=0.1, random_state=0).fit(X, y, weight))
+
+
+def test_a_stream_needs_two_classes():
+    with pytest.raises(ValueError, match=r"is only one class .*, \[0\] of the labels \[0\]"):
+        Classifier().partial_fit([[1.0], [2.0]], [0, 0], classes=[0])
+
+
+@pytest.mark.parametrize("unit", [1e-320, 1e-200, 1e200, 1e307])
+def test_weights_of_any_size_are_taken(labelled, unit):
+    with np.errstate(over="ignore"):  # their sum
+        model = Classifier(alpha=0.1, random_state=0).fit(*labelled, np.full(300, unit))
+    assert_same_model(model, Classifier(alpha=0.1, random_state=0).fit(*labelled), tol=1e-4)
+
+
 def test_a_failed_fit_leaves_the_estimator_as_it_was(labelled):
     model = Classifier(random_state=0).fit(*labelled)
     before = vars(model).copy()
     with pytest.raises(ValueError, match="one class"):
         model.fit(labelled[0][:, :2], np.zeros(300, dtype=int))
     assert vars(model) == before
+
+
+# --- a stream after a fit
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_a_stream_drops_what_fit_told_of_itself(labelled, cls):
+    X, y = labelled
+    model = cls(random_state=0).fit(X, y)
+    fitted = vars(model).copy()
+    with pytest.raises(ValueError, match="2 features"):
+        model.partial_fit(X[:, :2], y)
+    assert vars(model) == fitted
+    model.partial_fit(X, 1 - y)
+    streamed = cls().partial_fit(X, y, **({"classes": [0, 1]} if cls is Classifier else {}))
+    public = {name for name in vars(model) if name.endswith("_")}
+    assert public == {name for name in vars(streamed) if name.endswith("_")}
+    dropped = {name for name in fitted if name.endswith("_")} - public
+    assert dropped == {
+        *("history_", "n_iter_", "n_passes_", "learning_rate_"),
+        *("converged_", "covariance_estimator_"),
+    }
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_stream_after_plain_steps_weighs_the_rows_that_they_saw(monkeypatch, rng, exact):
+    monkeypatch.setattr(_sketch, "_EXACT", np.inf if exact else 0)
+    X = 10 * rng.standard_normal((4000, 4))
+    y = X.sum(axis=1) + rng.standard_normal(4000)
+    model = Regressor(preconditioner="identity", tol=1e-6, max_iter=400, random_state=0)
+    model.fit(X[:3000], y[:3000])
+    model.partial_fit(X[3000:], y[3000:])
+    assert excess_in_floors(model, X, y) < (1e-4 if exact else 0.1)
 
 
 # --- scikit-learn's tools

@@ -531,3 +531,101 @@ def test_passes_are_counted_as_rows_read_over_rows(mini_batches, rng, monkeypatc
     solution = solve(problem, Settings(tol=1e-8), rng)
     # The sketch reads X past `rows`, once
     assert_allclose(solution.n_passes, 1 + read / problem.n)
+
+
+def test_a_rejected_step_is_not_what_on_iteration_sees(mini_batches, rng):
+    problem, losses = regression(rng), []
+
+    def watch(W, record):
+        losses.append((problem.evaluate(W).objective, record["loss"]))
+        return False
+
+    solution = solve(problem, Settings(learning_rate=10.0, tol=1e-8, on_iteration=watch), rng)
+    assert solution.converged
+    assert len(losses) == len(solution.history)
+    assert_allclose(*np.transpose(losses))
+
+
+def confident(rng, n=20_000, p=5, *, scale=30.0):
+    """Logistic regression where most rows are sure of their class, and some have high leverage."""
+    X = rng.standard_t(1.5, size=(n, p))
+    y = rng.random((n, 1)) < expit(scale * X.sum(axis=1, keepdims=True) / np.sqrt(p))
+    return Problem(X, y.astype(float), None, make_loss("log_loss"), 0.0, False)
+
+
+def newton_decrement(problem, W):
+    raw = problem.X @ W
+    H = problem.X.T @ (problem.loss.curvature(problem.Y, raw) * problem.X) / problem.n
+    gradient = problem.X.T @ problem.loss.gradient(problem.Y, raw) / problem.n
+    return float(np.sum(gradient * np.linalg.solve(H, gradient)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_confident_rows_hide_no_descent(mini_batches, seed):
+    # By the stiffness that the sketch assumes, directions look a hundred times flatter than needed
+    problem = confident(np.random.default_rng(seed))
+    solution = solve(problem, Settings(), np.random.default_rng(seed))
+    floor = problem.p / problem.n
+    assert solution.converged
+    assert newton_decrement(problem, solution.W) < 0.01 * floor
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_confident_rows_do_not_stall_newton_steps(seed):
+    problem = confident(np.random.default_rng(seed))
+    solution = solve(problem, Settings(tol=1e-8), np.random.default_rng(seed))
+    assert solution.converged
+    assert len(solution.history) < 20
+    assert newton_decrement(problem, solution.W) < 1e-8 * problem.p / problem.n
+
+
+def test_the_decrement_of_a_last_point_is_that_of_the_hessian(mini_batches, rng):
+    problem = confident(rng, scale=2.0)
+    seen = {}
+
+    def watch(W, record):
+        seen[record["passes"]] = W.copy()
+        return False
+
+    solution = solve(problem, Settings(on_iteration=watch), rng)
+    last = solution.history[-1]
+    # By a sample of 80 draws at least, for five coefficients: their inverse Hessian is too large by
+    # about 1/(1 - 5/80), with a spread of some sqrt(2 / 80) a direction
+    assert_allclose(last["decrement"], newton_decrement(problem, seen[last["passes"]]), rtol=0.8)
+
+
+@pytest.mark.parametrize("name", ["squared_error", "log_loss"])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_the_scale_of_a_given_preconditioner_does_not_matter(mini_batches, rng, name, scale):
+    problem = regression(rng) if name == "squared_error" else confident(rng, 8000, 3, scale=1.0)
+    factor = scale * np.linalg.qr(problem.X / np.sqrt(problem.n), mode="r")
+    given = fixed_sketch(factor, problem, ratio=0.0)
+    solution = solve(problem, Settings(fixed=given), rng)
+    assert solution.converged
+    if name == "squared_error":
+        assert gap(problem, solution.W) < 0.05
+    else:
+        assert newton_decrement(problem, solution.W) < 0.01 * problem.p / problem.n
+
+
+@pytest.mark.parametrize("alpha", [0.0, 2.0])
+def test_a_sketch_scaled_to_another_has_eigenvalues_of_mean_one_in_it(rng, alpha):
+    problem = make("squared_error", rng, n=200, alpha=alpha, weighted=False)
+    Z = dense(problem)
+    H = Z.T @ Z / problem.n + alpha * np.diag([0.0, 1, 1, 1])
+    factor = np.triu(rng.standard_normal((4, 4))) + 4 * np.eye(4)
+    exact = sketch(problem, None, oversampling=4, rng=rng)
+    scaled = fixed_sketch(factor, problem, ratio=0.0).scaled_to(exact, problem)
+    P_inverse = scaled.newton(np.eye(4))
+    assert_allclose(np.trace(P_inverse @ H) / 4, 1.0)
+
+
+@pytest.mark.parametrize("oversampling", [1.001, 1.05, 1.5])
+def test_hardly_more_batches_than_coefficients_are_not_taken_for_converged(
+    mini_batches, rng, oversampling
+):
+    problem = regression(rng, 20_000, 20)
+    solution = solve(problem, Settings(oversampling=oversampling), rng)
+    assert solution.sketch.n_batches > problem.p + 10
+    assert solution.converged
+    assert gap(problem, solution.W) < 0.05
