@@ -167,8 +167,10 @@ def table(results):
 
 def main(results=ROOT / "docs" / "measured.json", readme=ROOT / "README.md"):
     text = readme.read_text("utf-8")
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(END) < text.index(START):
+        raise ValueError(f"{readme.name} lacks the lines {START} and {END}, once and in this order")
     before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
+    after = rest.partition(END)[2]
     made = table(json.loads(results.read_text("utf-8")))
     readme.write_text(f"{before}{START}\n\n{made}\n\n{END}{after}", "utf-8")
 

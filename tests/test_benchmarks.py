@@ -15,7 +15,18 @@ import pytest
 from sklearn.linear_model import LinearRegression, SGDRegressor
 
 import benchmarks
-from benchmarks import data, estimator, peers, readme, real_data, report, risk, scaling, solver
+from benchmarks import (
+    data,
+    estimator,
+    measure,
+    peers,
+    readme,
+    real_data,
+    report,
+    risk,
+    scaling,
+    solver,
+)
 from benchmarks.__main__ import THEMES, main
 from benchmarks.measure import best_times, log_slope, peak_memory, slope, time_ratios
 from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
@@ -273,7 +284,7 @@ def test_real_data_without_their_package_are_left_out(monkeypatch, name):
 
 
 def check(rows, *columns):
-    """Rows have these columns, and every number is finite and not negative."""
+    """Rows have these columns, and every number is finite."""
     assert rows
     for row in rows:
         assert set(columns) <= set(row)
@@ -373,3 +384,20 @@ def test_writing_the_readme_leaves_the_rest_as_it_was(tmp_path, monkeypatch):
         assert (
             text.read_text("utf-8") == f"before\n{readme.START}\n\n| new |\n\n{readme.END}\nafter\n"
         )
+
+
+@pytest.mark.parametrize("text", ["", f"{readme.START} lost", f"{readme.END}{readme.START}"])
+def test_a_readme_without_its_markers_is_left_alone(tmp_path, text):
+    path = tmp_path / "README.md"
+    path.write_text(text, "utf-8")
+    with pytest.raises(
+        ValueError, match=r"^README\.md lacks the lines <!-- measured.* in this order$"
+    ):
+        readme.main(tmp_path / "results.json", path)
+    assert path.read_text("utf-8") == text
+
+
+def test_peaks_of_memory_need_proc(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "_PROCESS", tmp_path)
+    with pytest.raises(report.LeftOut, match=r"^peaks of memory need Linux's /proc$"):
+        peak_memory(list)
