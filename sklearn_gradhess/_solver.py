@@ -238,7 +238,7 @@ class _Run:
         The sketch assumes a stiffness of the rows, on the mean that much more than their curvature
         is now; the decrement is that much too small.
         """
-        if self.settings.fixed is not None and self.judge is None:
+        if self.judge is None and self.sketch is self.settings.fixed:
             # A given preconditioner may be of another scale, and tell nothing of the Hessian
             self.judge = self._make_sketch(evaluation.stiffness)
             if self.settings.safeguard:
@@ -259,7 +259,7 @@ class _Run:
     def _refreshed(self, point: _Point) -> _Point:
         """Sketch the Hessian where it is now; the leverages have to be measured anew."""
         self.sketch = self._make_sketch(point.evaluation.stiffness)
-        self.leverage = None
+        self.judge, self.leverage = None, None
         return point._replace(decrement=self._decrement(point.evaluation))
 
     def _make_sketch(self, stiffness: Array | None, target: Array | None = None) -> Sketch:
