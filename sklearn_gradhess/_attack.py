@@ -55,7 +55,10 @@ class Attack:
                 )
             mask &= scale > 0
             if not mask.any():
-                raise ValueError(f"{self.scale_name} is zero for every column: nothing can move.")
+                raise ValueError(
+                    f"{self.scale_name} is zero for every column under attack: nothing can move. "
+                    "Give one of them a positive scale, or attack others by features."
+                )
         bounds = None
         if self.bounds is not None:
             bounds = tuple(

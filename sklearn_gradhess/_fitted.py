@@ -20,7 +20,7 @@ from sklearn_gradhess._validation import (
     refuse_foreign,
     refuse_overflow,
 )
-from sklearn_gradhess.diagnostics import expected_relative_error
+from sklearn_gradhess.diagnostics import expected_relative_error, nuisance
 
 __all__ = ["FittedCovarianceMixin"]
 
@@ -38,6 +38,7 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     _factor: Array
     _settled: GradientMemory
     _inherent: float
+    _n_effective: float
     _rng: np.random.Generator
     _dtype: np.dtype[Any]
     n_features_in_: int
@@ -95,8 +96,17 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         self.mean_intercept_gradient_ = float(estimate.mean_gradient[0]) if first else np.nan
         self.excess_risk_ = estimate.excess_risk
         self.correction_ = estimate.correction
+        self._n_effective = memory.n_effective(self._clean_share(memory))
         self.n_batches_ = memory.n_batches
         self.n_samples_seen_ = memory.n_samples
+
+    def _clean_share(self, memory: GradientMemory) -> float:
+        """Share of the clean gradient in the variance of a noisy one, as far as is known."""
+        if self.noise != "single":
+            return float(self.noise == "none")
+        excess_risk = 0.0 if self.inherent_variance == "estimate" else self.excess_risk_
+        total = memory.noise_scale * self.batch_size_ + excess_risk
+        return 1.0 if np.isnan(total) else min((self._inherent + excess_risk) / total, 1.0)
 
     @classmethod
     def _from_factor(
@@ -107,11 +117,11 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         n_samples: int,
         batch_size: int,
         has_intercept: bool,
-        loss: str,
+        **params: Any,
     ) -> Any:
         """Return the estimator that has seen a sketch of the Hessian, in factor form."""
         make: Any = cls
-        estimator = make(batch_size=batch_size, loss=loss, assume_centered=not has_intercept)
+        estimator = make(batch_size=batch_size, assume_centered=not has_intercept, **params)
         estimator.n_features_in_ = factor.shape[1] - has_intercept
         estimator.batch_size_ = batch_size
         estimator._inherent, estimator._dtype = 0.0, np.dtype(np.float64)
@@ -164,22 +174,24 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
 
     @property
     def expected_error_(self) -> float:
-        """Relative error of `covariance_` in operator norm, as theory expects it."""
+        """Relative error of `covariance_` in operator norm, as theory expects it.
+
+        Against the population that the rows came from, for Gaussian gradients. Sample weights and
+        redraws count by their effective number of gradients (MATH section 2.3), for single noise
+        if `inherent_variance` is right; gradients that were passed in as if each had rows of its
+        own.
+        """
         check_is_fitted(self)
-        rank, k = self.effective_rank_, self._settled.moments.n_gradients
+        rank, k = self.effective_rank_, self._n_effective
         if not rank:
             return np.nan
         # Sampling stretches the largest eigenvalue by about (1 + sqrt(r/k))^2, so the rank of the
         # estimate is too small; undone to first order.
         rank /= max(1 - np.sqrt(rank / k), 0.1) ** 2
-        error = expected_relative_error(
-            rank,
-            k,
-            batch_size=self.batch_size_ * self.noise_scale,
-            excess_risk=0.0 if self.correction_ == "gaussian" else self.excess_risk_,
-            noise=self.noise,
-        )
-        return float(error)
+        error = float(expected_relative_error(rank, k, noise=self.noise))
+        if self.noise == "single" and self.correction_ == "none":
+            error += nuisance(self)[1]
+        return error
 
     def get_precision(self) -> npt.NDArray[np.floating]:
         """Return the precision matrix.

@@ -72,10 +72,12 @@ class GradientMemory:
         Of the half differences, or of the noisy gradients.
     clean_sums, clean_weights : ndarray of shape (N_GROUPS, p) and (N_GROUPS,)
         Antithetic scheme: weighted sums of the clean gradients, and the sums of the weights.
+    squares : ndarray of shape (2,)
+        Sums of squared weights for redraws that share rows alone, and all, see `n_effective`.
     n_batches, n_samples : int
         Complete batches and rows seen.
-    pending : tuple of (ndarray of shape (m, p), float, int) or None
-        Sums, weight and number of rows of a batch that waits for more rows.
+    pending : tuple of (ndarray of shape (m, p), float, int, float) or None
+        Sums, weight, number and squared weights of the rows of a batch that waits for more.
     kept : tuple of (gradients, weights) pairs, or None
         The gradients themselves, for shrinkage rules that need them.
     """
@@ -86,9 +88,10 @@ class GradientMemory:
     moments: GradientMoments
     clean_sums: Array
     clean_weights: Array
+    squares: Array
     n_batches: int = 0
     n_samples: int = 0
-    pending: tuple[Array, float, int] | None = None
+    pending: tuple[Array, float, int, float] | None = None
     kept: tuple[tuple[Array, Array], ...] | None = None
 
     @classmethod
@@ -103,6 +106,7 @@ class GradientMemory:
             GradientMoments.empty(p, centered=noise != "antithetic"),
             np.zeros((N_GROUPS, p)),
             np.zeros(N_GROUPS),
+            np.zeros(2),
             kept=() if keep else None,
         )
 
@@ -110,6 +114,21 @@ class GradientMemory:
     def offset(self) -> int:
         """Rows in the pending batch."""
         return self.pending[2] if self.pending else 0
+
+    def n_effective(self, clean_share: float = 0.0) -> float:
+        """Independent gradients of equal weight whose covariance would be as accurate.
+
+        Redraws lower the error of the noise, not that of the rows. Two of a batch of weight W,
+        whose rows have squared weights of sum Q, have ``h h'`` correlated by Q/W^2 (MATH section
+        2.3). So R of them count as ``R^2 Q + R (W^2 - Q)`` in the sum of squared weights, and
+        Kish's rule does the rest: n R/(n + R - 1) gradients a batch of n rows. With single noise
+        they share the clean gradient too: with its share a of the variance, a^2 of the above
+        becomes R^2 W^2.
+        """
+        squares = self.squares @ [1 - clean_share**2, clean_share**2]
+        if not 0 < squares < np.inf:  # nothing seen, or weights that have no square
+            return float(self.moments.n_gradients)
+        return float(self.moments.weight * self.moments.weight / squares)
 
     def check_noise(self, noise: str, noise_scale: float) -> None:
         """Raise ValueError if the gradients to come have another law than those seen."""
@@ -161,29 +180,34 @@ class GradientMemory:
         """
         n_rows = np.bincount(batch)
         batch_weight = np.bincount(batch, weights).astype(np.float64)
+        row_squares = np.bincount(batch, None if weights is None else weights**2).astype(float)
         clean_weights = np.zeros(N_GROUPS)
         np.add.at(clean_weights, np.arange(len(n_rows)) % N_GROUPS, batch_weight)
         clean_sums = np.zeros_like(self.clean_sums)
-        moments, kept, pending = self.moments, self.kept, None
+        moments, squares, kept, pending = self.moments, self.squares, self.kept, None
         for start, sums, per_group in runs:
             total = batch_weight[start : start + len(sums)].copy()
             rows = n_rows[start : start + len(sums)].copy()
+            q = row_squares[start : start + len(sums)].copy()
             clean_sums[: len(per_group)] += per_group
             if start == 0 and self.pending:
                 sums[0] += self.pending[0]
                 total[0] += self.pending[1]
                 rows[0] += self.pending[2]
+                q[0] += self.pending[3]
             if rows[-1] < batch_size:  # only the very last batch can be incomplete
-                pending = (sums[-1].copy(), float(total[-1]), int(rows[-1]))
-                sums, total = sums[:-1], total[:-1]
+                pending = (sums[-1].copy(), float(total[-1]), int(rows[-1]), float(q[-1]))
+                sums, total, q = sums[:-1], total[:-1], q[:-1]
             gradients, w = self._gradients(sums, total, inherent_variance)
             moments = moments.update(gradients, w)
+            squares = squares + _squares(total, q, len(w))
             kept = kept if kept is None else (*kept, (gradients, w))
         # Batch b of this chunk is batch n_batches + b of all
         shift = self.n_batches % N_GROUPS
         return replace(
             self,
             moments=moments,
+            squares=squares,
             clean_sums=self.clean_sums + np.roll(clean_sums, shift, axis=0),
             clean_weights=self.clean_weights + np.roll(clean_weights, shift),
             n_batches=self.n_batches + len(n_rows) - (pending is not None),
@@ -225,6 +249,7 @@ class GradientMemory:
         return replace(
             self,
             moments=self.moments.update(gradients, w),
+            squares=self.squares + k * float(batch_size) ** 2,
             clean_sums=clean_sums,
             clean_weights=clean_weights,
             n_batches=self.n_batches + k,
@@ -240,17 +265,21 @@ class GradientMemory:
             weight=float(n_samples),
             n_gradients=n_batches,
         )
-        return replace(self, moments=moments, n_batches=n_batches, n_samples=n_samples)
+        squares = np.full(2, n_samples**2 / n_batches)
+        return replace(
+            self, moments=moments, squares=squares, n_batches=n_batches, n_samples=n_samples
+        )
 
     def settled(self, inherent_variance: float) -> "GradientMemory":
         """Return the memory with the pending batch counted as the small batch that it is."""
         if not self.pending:
             return self
-        sums, total, _ = self.pending
+        sums, total, _, q = self.pending
         gradients, w = self._gradients(sums[None], np.array([total]), inherent_variance)
         return replace(
             self,
             moments=self.moments.update(gradients, w),
+            squares=self.squares + _squares(np.array([total]), np.array([q]), len(w)),
             n_batches=self.n_batches + 1,
             pending=None,
             kept=self.kept if self.kept is None else (*self.kept, (gradients, w)),
@@ -261,6 +290,7 @@ class GradientMemory:
         return replace(
             self,
             moments=self.moments.merge(other.moments),
+            squares=self.squares + other.squares,
             clean_sums=self.clean_sums + other.clean_sums,
             clean_weights=self.clean_weights + other.clean_weights,
             n_batches=self.n_batches + other.n_batches,
@@ -351,3 +381,10 @@ class GradientMemory:
         sums = np.vstack([self.clean_sums.sum(axis=0), self.clean_sums])
         squares = np.einsum("gp,gp->g", sums, preconditioner.solve(sums))
         return max(float(debias * (squares[0] - squares[1:].sum()) / pairs), 0.0)
+
+
+def _squares(total: Array, row_squares: Array, n_gradients: int) -> Array:
+    """Squared weights of batches and their redraws, see `GradientMemory.n_effective`."""
+    r = n_gradients / max(int(np.count_nonzero(total)), 1)
+    squares = np.sum(total**2)
+    return r * np.array([squares + (r - 1) * np.sum(row_squares), r * squares])

@@ -206,7 +206,8 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                 batch_size=solution.sketch.batch_size,
                 has_intercept=problem.has_intercept,
                 loss=self.loss,
-            ).set_params(epsilon=getattr(self, "epsilon", 1.35))
+                epsilon=getattr(self, "epsilon", 1.35),
+            )
 
     def _warn(self, solution: Solution, problem: Problem, *, stopped: bool) -> None:
         clipped = solution.sketch.n_clipped

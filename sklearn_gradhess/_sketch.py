@@ -187,7 +187,7 @@ def sketch(
         batch_size,
         k,
         max(clipped for _, clipped in inverses),
-        2.0 if hasattr(problem.loss, "hessian_product") else 1.0,
+        _coupling(problem),
         probes,
     )
 
@@ -240,7 +240,13 @@ def _probes(T: Array, mixed: Array, problem: Problem, rng: np.random.Generator) 
 def fixed_sketch(factor: Array, problem: Problem, *, ratio: float) -> Sketch:
     """Preconditioner of somebody else's making, in factor form; exempt from all refreshing."""
     T, clipped = _whitening(factor, problem)
-    return Sketch([np.sqrt(1 - ratio) * T], None, False, ratio, [factor], 1, 0, clipped)
+    whiten = [np.sqrt(1 - ratio) * T]
+    return Sketch(whiten, None, False, ratio, [factor], 1, 0, clipped, _coupling(problem))
+
+
+def _coupling(problem: Problem) -> float:
+    """Bound on the eigenvalues of the Hessian against its diagonal blocks, one a column of W."""
+    return 2.0 if hasattr(problem.loss, "hessian_product") else 1.0
 
 
 def _whitening(factor: Array, problem: Problem) -> tuple[Array, int]:

@@ -238,11 +238,12 @@ class _Run:
         The sketch assumes a stiffness of the rows, on the mean that much more than their curvature
         is now; the decrement is that much too small.
         """
-        if self.judge is None and self.sketch is self.settings.fixed:
-            # A given preconditioner may be of another scale, and tell nothing of the Hessian
+        given = self.settings.fixed
+        if given is not None and self.sketch is given and self.judge is None:
+            # It may be of another scale, and tell nothing of the Hessian
             self.judge = self._make_sketch(evaluation.stiffness)
             if self.settings.safeguard:
-                self.sketch = self.settings.fixed.scaled_to(self.judge, self.problem)
+                self.sketch = given.scaled_to(self.judge, self.problem)
         sketched = self.judge or self.sketch
         assert sketched is not None
         decrement = sketched.decrement(evaluation.gradient)

@@ -380,30 +380,42 @@ def failures(estimator: Any) -> list[Failure]:
     ]
 
 
+def nuisance(estimator: Any) -> tuple[float, float]:
+    """Least and greatest relative size of what m^2 adds to uncorrected single-noise estimates."""
+    # Sigma is seen as (tau + m^2)/n Sigma + Sigma u u' Sigma/n, u' Sigma u = m^2 (MATH section 2).
+    # A tau that was estimated from residuals includes m^2, and leaves the second term alone.
+    share = estimator.excess_risk_ / (estimator.batch_size_ * estimator.noise_scale)
+    return (0.0, share) if estimator.inherent_variance == "estimate" else (share, 2 * share)
+
+
+def _rank_bound(estimator: Any) -> int:
+    # Redraws and pairs of the same rows lie in the span of these rows
+    return min(estimator._settled.moments.n_gradients, estimator.n_samples_seen_)
+
+
 def _too_few(estimator: Any) -> Failure | None:
-    k, d = estimator._settled.moments.n_gradients, estimator.n_features_in_
+    d, bound, k = estimator.n_features_in_, _rank_bound(estimator), estimator._n_effective
     if estimator.shrinkage_:
         return None
-    if k <= d:
-        return Failure(
-            "too few batches for the dimension",
-            f"Only {k} batch gradients for {d} features: the covariance has rank at most {k}.",
-            "Use a smaller batch_size, more samples, or shrinkage='oas'.",
-        )
+    name = "too few batches for the dimension"
+    way_out = "Use a smaller batch_size, more samples, or shrinkage='oas'."
+    what = "batch gradients"
+    if bound <= d:
+        if bound < estimator._settled.moments.n_gradients:
+            what, way_out = "rows", "Use more samples, or shrinkage='oas'."
+        fact = f"Only {bound} {what} for {d} features: the covariance has rank at most {bound}."
+        return Failure(name, fact, way_out)
+    if round(k) < estimator._settled.moments.n_gradients:
+        what = "effective batch gradients (weights and redraws counted)"
     if k < 2 * d:
-        return Failure(
-            "too few batches for the dimension",
-            f"Only {k} batch gradients for {d} features: the smallest eigenvalues are mostly "
-            "noise.",
-            "Use a smaller batch_size, more samples, or shrinkage='oas'.",
-            visible_in_fit=False,
-        )
+        fact = f"Only {k:.0f} {what} for {d} features: the smallest eigenvalues are mostly noise."
+        return Failure(name, fact, way_out, visible_in_fit=False)
     rank = estimator.effective_rank_
     error = expected_relative_error(rank, k) if rank else 0.0
     if error > 0.5:
         return Failure(
             "too few batches for the accuracy",
-            f"{k} batch gradients at an effective rank of {rank:.3g}: sampling alone is expected "
+            f"{k:.0f} {what} at an effective rank of {rank:.3g}: sampling alone is expected "
             f"to put covariance_ {error:.0%} off.",
             "Use a smaller batch_size (1 is exact for the data at hand), more samples, n_redraws, "
             "or shrinkage='oas'.",
@@ -414,7 +426,7 @@ def _too_few(estimator: Any) -> Failure | None:
 
 def _singular(estimator: Any) -> Failure | None:
     preconditioner, d = estimator._preconditioner, estimator.n_features_in_
-    if not preconditioner.n_clipped or estimator._settled.moments.n_gradients <= d:
+    if not preconditioner.n_clipped or _rank_bound(estimator) <= d:
         return None
     constant = np.flatnonzero(preconditioner.constant).tolist()
     cause = (
@@ -448,7 +460,7 @@ def _far_from_optimum(estimator: Any) -> Failure | None:
             "dominated by it.",
             f"{ways}.",
         )
-    bias = 2 * estimator.excess_risk_ / (n * estimator.noise_scale)
+    bias = nuisance(estimator)[1]
     if bias < 0.1:
         return None
     return Failure(
@@ -463,12 +475,12 @@ def _far_from_optimum(estimator: Any) -> Failure | None:
 def _unchecked_correction(estimator: Any) -> Failure | None:
     if estimator.correction_ != "gaussian":
         return None
-    nuisance = estimator.excess_risk_ / (estimator.batch_size_ * estimator.noise_scale)
-    if not 2 * nuisance >= 0.1:
+    removed = nuisance(estimator)[1]
+    if not removed >= 0.1:
         return None
     return Failure(
         "correction unchecked",
-        f"A nuisance of up to {2 * nuisance:.0%} of covariance_ was removed by a formula that is "
+        f"A nuisance of up to {removed:.0%} of covariance_ was removed by a formula that is "
         "exact for Gaussian features; the gradients do not show whether the features are.",
         "Use noise='antithetic', which needs no correction, a larger batch_size, or coef and "
         "intercept closer to the optimum.",
@@ -477,7 +489,7 @@ def _unchecked_correction(estimator: Any) -> Failure | None:
 
 
 def _mismatch(estimator: Any) -> Failure | None:
-    ratio, k = _noise_ratio(estimator), estimator._settled.moments.n_gradients
+    ratio, k = _noise_ratio(estimator), estimator._n_effective
     # The mean of k squares of a variable no wilder than a Gaussian has this standard error
     error = np.sqrt(2 / k)
     if estimator.noise == "single":

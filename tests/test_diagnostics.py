@@ -296,6 +296,37 @@ def test_at_most_one_batch_a_feature_is_reported_as_a_bound_on_the_rank(k, rng):
     assert failure.visible_in_fit
 
 
+def test_redraws_add_no_rank_to_few_rows(rng):
+    X = rng.standard_normal((30, 64))
+    for parameters in ({"batch_size": 1}, {"batch_size": 3, "noise": "single"}):
+        estimator = GradientCovarianceEstimator(n_redraws=10, random_state=0, **parameters)
+        quietly(estimator.fit, X, X[:, 0])
+        failure = calibration_report(estimator).failures[0]
+        assert failure.name == "too few batches for the dimension"
+        assert failure.fact == "Only 30 rows for 64 features: the covariance has rank at most 30."
+        assert failure.way_out == "Use more samples, or shrinkage='oas'."
+        assert np.linalg.matrix_rank(estimator.covariance_) <= 30
+
+
+def test_redraws_and_weights_count_by_what_they_tell(rng):
+    # 9 batches of 12 rows, drawn ten times: 90 gradients, as good as 9 * 120/21 = 51.4
+    X = rng.standard_normal((108, 30))
+    redrawn = GradientCovarianceEstimator(batch_size=12, n_redraws=10, random_state=0).fit(X)
+    failure = only_failure(redrawn)
+    assert failure.fact == (
+        "Only 51 effective batch gradients (weights and redraws counted) for 30 features: the "
+        "smallest eigenvalues are mostly noise."
+    )
+    assert not failure.visible_in_fit
+    w = np.where(np.arange(108) < 20, 1.0, 1e-6)  # twenty rows that count
+    weighted = GradientCovarianceEstimator(random_state=0).fit(X[:, :4], sample_weight=w)
+    failure = only_failure(weighted)
+    assert failure.name == "too few batches for the accuracy"
+    assert failure.fact.startswith(
+        "20 effective batch gradients (weights and redraws counted) at an effective rank of "
+    )
+
+
 @pytest.mark.parametrize("k", [6, 9])
 def test_less_than_two_batches_a_feature_are_reported_as_noise(k, rng):
     failure = only_failure(from_pairs(rng, k, 5))
@@ -364,6 +395,19 @@ def test_an_excess_risk_not_small_against_the_batch_is_reported(excess_risk, vis
     for way in ("noise='antithetic'", "larger batch_size", "coef and intercept", "'gaussian'"):
         assert way in failure.way_out
     assert failure.visible_in_fit == visible
+
+
+@pytest.mark.parametrize("correction", ["none", "gaussian"])
+def test_a_nuisance_is_half_as_large_beside_noise_that_was_estimated(correction, rng):
+    X, y = regression(rng, 80_000, excess_risk=4.0)
+    estimator = single(correction=correction, inherent_variance="estimate").fit(X, y)
+    failure = only_failure(estimator)
+    (share,) = re.findall(r"up to (\d+)% ", failure.fact)
+    # (tau + m^2)/n is calibrated: Sigma u u' Sigma/n alone is left, of size m^2/n
+    assert float(share) / 100 == pytest.approx(estimator.excess_risk_ / 16, abs=0.006)
+    if correction == "none":
+        top = np.linalg.eigvalsh(estimator.covariance_)[-1]
+        assert abs(top - 1 - 4 / 16) < (1 + 4 / 16) * expected_relative_error(4, 5000)
 
 
 @pytest.mark.parametrize("excess_risk", [0.2, 4.0])

@@ -1,5 +1,7 @@
 """Newton steps with the recovered Hessian, against dense normal equations."""
 
+import copy
+
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -97,3 +99,97 @@ def test_what_is_no_number_and_what_is_not_fitted_is_refused():
         exact().fit(X).newton_step(np.full(10, np.nan))
     with pytest.raises(NotFittedError):
         exact().newton_step(np.zeros(10))
+
+
+# --- the effective number of gradients
+
+
+def spread(n_seeds=100, d=40, **cases):
+    """Variance of the diagonal of `covariance_` in units of its square, and 2/n_effective."""
+    seen, told = [], []
+    for seed in range(n_seeds):
+        rng = np.random.default_rng(seed)
+        rows, parameters = rng.standard_normal((240, d)), dict(cases)
+        weights = rng.pareto(3, 240) + 1 if parameters.pop("weighted", False) else None
+        y = np.sqrt(parameters.get("inherent_variance", 0.0)) * rng.standard_normal(240)
+        hessian = GradientCovarianceEstimator(
+            assume_centered=True, random_state=seed, correction="none", **parameters
+        ).fit(rows, y, sample_weight=weights)
+        seen.append(np.diag(hessian.covariance_))
+        told.append(2 / hessian._n_effective)
+    return np.mean((np.array(seen) - 1) ** 2), np.mean(told)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_gradhess.CalibrationWarning")
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"batch_size": 1, "n_redraws": 10},
+        {"batch_size": 6, "n_redraws": 1},
+        {"batch_size": 6, "n_redraws": 10},
+        {"batch_size": 60, "n_redraws": 10},
+        {"batch_size": 6, "n_redraws": 10, "weighted": True},
+        {"batch_size": 1, "weighted": True},
+        {"batch_size": 12, "n_redraws": 10, "noise": "single"},
+        {"batch_size": 12, "n_redraws": 10, "noise": "single", "inherent_variance": 8.0},
+    ],
+)
+def test_a_variance_of_the_estimate_is_two_over_the_effective_number_of_gradients(case):
+    seen, told = spread(**case)
+    # 4000 uncorrelated diagonals, each nearly Gaussian: standard error sqrt(2/4000) = 2.2 %. Single
+    # noise about its mean, and rows that enter their clean gradient, change it by 1/k and 1/n
+    rtol = 5 * np.sqrt(2 / 4000) + (0.1 if "noise" in case else 0.0)
+    assert seen == pytest.approx(told, rel=rtol)
+
+
+def test_the_expected_error_is_that_of_the_effective_number():
+    rows = np.random.default_rng(0).standard_normal((80, 20)) * np.geomspace(1, 1e-2, 20)
+    once = exact().fit(rows)
+    again = exact(n_redraws=10).fit(rows)  # of one row and signs: the same ten times over
+    np.testing.assert_allclose(again.covariance_, once.covariance_)
+    assert again.expected_error_ == pytest.approx(once.expected_error_)
+    heavy = np.where(np.arange(80) < 40, 1.0, 1e-9)  # half of the rows hardly count
+    assert exact().fit(rows, sample_weight=heavy)._n_effective == pytest.approx(40)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_gradhess.CalibrationWarning")
+def test_the_nuisance_counts_once_where_the_estimated_noise_contains_it():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((40_000, 3))
+    y = 2 * rows[:, 0] + rng.standard_normal(40_000)
+    settings = {"batch_size": 8, "noise": "single", "correction": "none", "random_state": 0}
+    for inherent, times in ((1.0, 2), ("estimate", 1)):
+        hessian = GradientCovarianceEstimator(inherent_variance=inherent, **settings).fit(rows, y)
+        share = hessian.excess_risk_ / 8
+        corrected = copy.deepcopy(hessian)
+        corrected.correction_ = "gaussian"
+        nuisance = hessian.expected_error_ - corrected.expected_error_
+        assert nuisance == pytest.approx(times * share)
+        # five standard errors of the mean of k squares: .2, where the share is .5
+        top = 1 + times * 4 / 8
+        assert hessian.covariance_[0, 0] == pytest.approx(top, rel=5 * np.sqrt(2 / 5000))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_gradhess.CalibrationWarning")
+@pytest.mark.parametrize(
+    ("noise", "inherent", "coef", "share"),
+    [
+        ("antithetic", 0.0, 0.0, 0.0),
+        ("none", 1.0, 0.0, 1.0),
+        ("single", 2.0, 0.0, 0.25),
+        ("single", 0.0, 100.0, 1.0),  # past saturation: how far is not known
+    ],
+)
+def test_redraws_share_what_is_not_redrawn(noise, inherent, coef, share):
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((32_000, 2))
+    hessian = GradientCovarianceEstimator(
+        batch_size=8, n_redraws=4, noise=noise, inherent_variance=inherent, random_state=0
+    )
+    hessian.fit(rows, np.sqrt(inherent) * rng.standard_normal(32_000), coef=[coef, 0.0])
+    # a^2 of the correlation of redraws is one, the rest 1/n
+    n_redraws = 1 if noise == "none" else 4
+    shared = share**2 + (1 - share**2) / 8
+    assert hessian._n_effective == pytest.approx(
+        4000 * n_redraws / (1 + (n_redraws - 1) * shared), rel=0.02
+    )

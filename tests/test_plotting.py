@@ -170,11 +170,66 @@ def test_names_must_be_as_many_as_curves(display):
 def test_without_matplotlib_the_message_says_how_to_get_it(display, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     message = (
-        f"{display.__name__}.plot needs matplotlib. Install it with "
+        f"{display.__name__} needs matplotlib. Install it with "
         'pip install "sklearn_gradhess[plot]".'
     )
     with pytest.raises(ImportError, match=re.escape(message)):
         MAKE[display](Y).plot()
+
+
+@each_display
+def test_nothing_is_computed_where_it_could_not_be_drawn(display, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    made_by = [name for name in dir(display) if name.startswith("from_")]
+    assert made_by
+    for name in made_by:
+        method = getattr(display, name)
+        required = [
+            p.name
+            for p in inspect.signature(method).parameters.values()
+            if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+        ]
+        # Objects that nothing can be asked of: whoever looks at one raises another error
+        with pytest.raises(ImportError, match=f"{display.__name__} needs matplotlib"):
+            method(**dict.fromkeys(required, object()))
+
+
+@each_banded
+@pytest.mark.parametrize("limit", ["low", "high"])
+def test_limits_must_be_those_of_the_curves(make, limit):
+    display = make()
+    setattr(display, limit, Y[:, :2])
+    message = re.escape(
+        f"{limit}[0] has shape (2,), but curve 0 has (3,). Pass one limit for each point of the "
+        "curve."
+    )
+    with pytest.raises(ValueError, match=message):
+        display.plot()
+    setattr(display, limit, Y[:1])
+    message = (
+        f"{limit} has 1 entries for 2 curves. Pass a list of one for each curve, None where a "
+        "curve has none."
+    )
+    with pytest.raises(ValueError, match=message):
+        display.plot()
+    assert matplotlib.pyplot.get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "values"),
+    [
+        (MAKE[HessianSpectrumDisplay], "limits", np.array([[0.5, 4.0], [2.0, 40.0]])),
+        (MAKE[ConvergenceDisplay], "thresholds", np.array([0.5, 5.0])),
+    ],
+)
+def test_references_may_be_an_array_of_one_for_each_curve(make, name, values):
+    display = make(Y)
+    setattr(display, name, values)
+    drawn = [line.get_ydata()[0] for line in display.plot().references_]
+    assert_array_equal(drawn, values.ravel())
+    setattr(display, name, values[:1])
+    with pytest.raises(ValueError, match=f"{name} has 1 entries for 2 curves. Pass a list of one"):
+        display.plot()
 
 
 def test_the_module_loads_no_matplotlib():

@@ -101,6 +101,48 @@ def test_nuisance_of_single_noise_widens_the_band():
 
 
 @pytest.mark.filterwarnings("ignore::sklearn_gradhess.CalibrationWarning")
+@pytest.mark.parametrize("inherent", [1.0, "estimate"])
+def test_the_band_holds_the_truth_under_a_large_nuisance(inherent):
+    # m^2 = n/2 and so many gradients that the nuisance is nearly all that the band is made of
+    d, k, m2 = 5, 20_000, 4.0
+    inside, ax = [], plot(FITTED).ax_
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        X = rng.standard_normal((N * k, d))
+        y = np.sqrt(m2) * X[:, 0] + rng.standard_normal(N * k)
+        estimator = GradientCovarianceEstimator(
+            batch_size=N, noise="single", inherent_variance=inherent, correction="none",
+            assume_centered=True, random_state=seed,
+        ).fit(X, y)  # fmt: skip
+        display = plot(estimator, ax=ax)
+        inside.append((display.low[0] <= 1) & (display.high[0] >= 1))
+        # (1 + m^2/n) Sigma + Sigma u u' Sigma/n; an estimate from residuals has the first in tau.
+        # Off by the Marchenko-Pastur edges at most, with c = d/k
+        start = 1.0 if inherent == "estimate" else 1 + m2 / N
+        seen = descending(estimator.covariance_)
+        assert_allclose(seen, start + np.array([m2 / N, 0, 0, 0, 0]), rtol=3 * np.sqrt(d / k))
+    # Equal eigenvalues, the worst case: the outermost step over its edges now and then
+    assert np.mean(inside) > 0.85
+    assert np.all(np.array(inside)[:, 1:-1])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_band_counts_redraws_and_weights_by_what_they_tell(weighted):
+    inside, ax = [], plot(FITTED).ax_
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        X = rng.standard_normal((N * K, D))
+        w = rng.pareto(3, N * K) + 1 if weighted else None
+        estimator = GradientCovarianceEstimator(
+            batch_size=N, n_redraws=10, assume_centered=True, random_state=seed
+        ).fit(X, sample_weight=w)
+        display = plot(estimator, ax=ax)
+        inside.append((display.low[0] <= 1) & (display.high[0] >= 1))
+    # Were all redraws counted as independent gradients, .78 and .74 would be inside
+    assert 0.95 < np.mean(inside) < 1
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_gradhess.CalibrationWarning")
 @pytest.mark.parametrize(
     "parameters",
     [
@@ -296,3 +338,26 @@ def test_a_singular_truth(truth):
     message = "relative_to is not positive definite: scaled to .* Leave out features"
     with pytest.raises(ValueError, match=message):
         HessianSpectrumDisplay.from_covariances({"P": np.eye(2)}, relative_to=truth)
+
+
+def test_one_curve_is_a_list_of_one():
+    display = HessianSpectrumDisplay(eigenvalues=[4.0, 2.0, 1.0])
+    message = re.escape(
+        "eigenvalues has curves of shapes [(), (), ()]: pass a list of one-dimensional arrays, "
+        "[values] for one curve."
+    )
+    for use in (display.plot, display.__repr__):
+        with pytest.raises(ValueError, match=message):
+            use()
+    with pytest.raises(ValueError, match=r"eigenvalues has curves of shapes \[\]: pass a list"):
+        HessianSpectrumDisplay(eigenvalues=[]).plot()
+
+
+def test_an_estimator_by_the_name_of_the_truth():
+    message = (
+        "An estimator is called 'Given covariance', as is the matrix in covariance=. Give the "
+        "estimator another name."
+    )
+    with pytest.raises(ValueError, match=message):
+        plot(FITTED, covariance=DATA.covariance, name="Given covariance")
+    assert legend(plot(FITTED, name="Given covariance"))[0] == "Given covariance"

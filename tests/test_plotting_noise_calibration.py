@@ -240,6 +240,23 @@ def test_raw_variances_where_there_is_no_batch_size():
     assert [t.get_text() for t in display.ax_.get_xticklabels()] == ["16", "32", "64"]
 
 
+@pytest.mark.parametrize(
+    ("variance", "ticks"),
+    [
+        ([1.1, 1.2, 1.3], ["1.1", "1.3"]),  # no power of two between
+        ([0.9, 1.1], ["0.9", "1.1"]),
+        ([0, 3.0], ["0", "3"]),
+        ([0.25, 2.0], ["0.25", "0.5", "1", "2"]),
+    ],
+)
+def test_every_axis_has_ticks(variance, ticks):
+    display = NoiseCalibrationDisplay(variance=variance, error=np.ones(len(variance))).plot()
+    display.figure_.canvas.draw()
+    assert [t.get_text() for t in display.ax_.get_xticklabels()] == ticks
+    low, high = display.ax_.get_xlim()
+    assert all(low <= at <= high for at in display.ax_.get_xticks())
+
+
 def test_zero_alone_needs_no_logarithm():
     display = NoiseCalibrationDisplay(variance=[0.0], error=[1.0], batch_size=4).plot()
     assert display.ax_.get_xscale() == "linear"

@@ -58,6 +58,7 @@ def assert_same(a, b):
         np.testing.assert_allclose(getattr(a, name), getattr(b, name), atol=1e-12, err_msg=name)
     assert a.moments.n_gradients == b.moments.n_gradients
     assert a.moments.weight == pytest.approx(b.moments.weight)
+    np.testing.assert_allclose(a.squares, b.squares)
     np.testing.assert_allclose(a.moments.mean, b.moments.mean, atol=1e-12)
     np.testing.assert_allclose(a.moments.covariance(), b.moments.covariance(), atol=1e-12)
     assert a.offset == b.offset
@@ -111,7 +112,7 @@ def test_two_chunks_remember_what_one_does(noise, cut, seed):
     batch = np.repeat(np.arange(10), 4)[:37]
     # Sums over single rows, which add up to those of any batches
     w = rng.uniform(0.5, 2, 37)
-    rows, _ = chunk(rng, np.arange(37), weights=w, noise=noise)
+    rows, _ = chunk(rng, np.arange(37), weights=w, noise=noise, n_redraws=2)
     r = rng.standard_normal((37, P))
 
     def sums_of(part, first):
@@ -143,6 +144,45 @@ def test_a_pending_batch_settles_as_the_small_batch_that_it_is(noise, rng):
     last = {"antithetic": noisy, "single": clean - noisy, "none": clean}[noise]
     np.testing.assert_allclose(settled.kept[-1][0], last[None], atol=1e-14)
     assert settled.kept[-1][1] == [2]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("clean_share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("noise", ["antithetic", "single"])
+def test_the_effective_number_is_that_of_the_correlations(noise, clean_share, weighted, rng):
+    batch = np.repeat(np.arange(4), 4)[:14]  # the last batch waits for two more rows
+    w = rng.uniform(0.5, 2, 14) if weighted else None
+    sums, groups = chunk(rng, batch, weights=w, noise=noise, n_redraws=3)
+    memory = add(empty(noise), batch, sums, groups, weights=w).settled(0.0)
+    w = np.ones(14) if w is None else w
+    owner, weight = np.repeat(np.arange(4), 3), np.repeat(np.bincount(batch, w), 3)
+    rows = np.bincount(batch, w**2) / np.bincount(batch, w) ** 2
+    shared = clean_share**2 + (1 - clean_share**2) * rows[owner]
+    correlation = np.where(owner == owner[:, None], shared, 0.0)
+    np.fill_diagonal(correlation, 1.0)
+    variance = weight @ correlation @ weight / weight.sum() ** 2  # of a weighted mean
+    assert memory.n_effective(clean_share) == pytest.approx(1 / variance)
+    if not weighted and not clean_share:
+        n, full = 4, add(empty(noise), batch[:12], sums[:3], groups)
+        assert full.n_effective() == pytest.approx(3 * n * 3 / (n + 3 - 1))
+
+
+def test_without_redraws_and_weights_every_gradient_counts(rng):
+    plus, minus = rng.standard_normal((2, 11, P))
+    memory = empty().add_gradients(plus, minus, batch_size=3)
+    assert memory.n_effective() == memory.n_effective(1.0) == pytest.approx(11)
+    sketch = empty().with_factor(np.eye(P), n_batches=11, n_samples=90)
+    assert sketch.n_effective() == sketch.n_effective(1.0) == pytest.approx(11)
+    assert empty().n_effective() == 0
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e200])
+def test_weights_without_squares_are_counted(unit, rng):
+    batch = np.repeat(np.arange(3), 4)
+    w = np.full(12, unit)
+    with np.errstate(all="ignore"):
+        memory = add(empty(), batch, *chunk(rng, batch, weights=w), weights=w)
+        assert memory.n_effective() == 3
 
 
 @pytest.mark.parametrize("noise", NOISES)

@@ -265,6 +265,7 @@ class AdversarialRiskDisplay(CurveDisplay):
         TypeError
             If `estimators` is one model.
         """
+        cls._pyplot()
         named, radii = by_name(estimators), _checked_radii(radii)
         scorer = make_adversarial_scorer(
             0.0,
@@ -357,6 +358,7 @@ class AdversarialRiskDisplay(CurveDisplay):
             If radii are not increasing from zero or more, or `gradient_adversarial_risk` refuses
             the gradients.
         """
+        cls._pyplot()
         found = gradient_adversarial_risk(
             gradients,
             antithetic,

@@ -127,7 +127,7 @@ class ConvergenceDisplay(CurveDisplay):
         return self.low, self.high, "range of the repeats"
 
     def _dress(self, ax: Any) -> None:
-        thresholds = self.thresholds or [None] * len(self.lines_)
+        thresholds = self._each(self.thresholds, "thresholds", len(self.lines_))
         for line, threshold in zip(self.lines_, thresholds, strict=True):
             if threshold is not None and threshold > 0:
                 style = {"linestyle": ":", "color": line.get_color()}
@@ -238,6 +238,7 @@ class ConvergenceDisplay(CurveDisplay):
         ValueError
             If there is no model, x or y is unknown, or a history does not tell it.
         """
+        cls._pyplot()
         if x not in _X_LABELS or y not in _Y_LABELS:
             raise ValueError(
                 f"x={x!r} must be one of {tuple(_X_LABELS)}, and y={y!r} one of {tuple(_Y_LABELS)}."
@@ -262,7 +263,7 @@ class ConvergenceDisplay(CurveDisplay):
         return display.plot(ax, **kwargs)
 
     def __repr__(self) -> str:
-        sizes = sorted({len(np.asarray(curve)) for curve in self.y})
+        sizes = sorted({len(curve) for curve in self._curves()[1]})
         points = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
         return (
             f"<ConvergenceDisplay of {self.y_quantity} against {self.x_quantity}: "

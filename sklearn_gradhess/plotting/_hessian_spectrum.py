@@ -10,6 +10,7 @@ from scipy.linalg import eigh
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess.covariance import GradientCovarianceEstimator
+from sklearn_gradhess.diagnostics import nuisance
 from sklearn_gradhess.plotting._inputs import as_covariance, by_name, eigenvalues
 from sklearn_gradhess.plotting._style import CurveDisplay
 
@@ -70,6 +71,9 @@ class HessianSpectrumDisplay(CurveDisplay):
     the operator-norm error, also holds, but is one absolute number: of eigenvalues below
     ``expected_error_`` times the largest it says nothing.
 
+    k is the effective number of gradients: ``sum(w)^2 / sum(w^2)`` for weights w, and ``n R/(n + R
+    - 1)`` for R redraws of a batch of n rows, which are correlated by their rows.
+
     Limits are asymptotic: where all eigenvalues of Sigma are equal the outermost lie at the very
     edges of the band and step over now and then; the wider they spread, the more room it leaves.
     Sigma is that of the population that the rows were drawn from; heavy-tailed rows in small
@@ -114,6 +118,11 @@ class HessianSpectrumDisplay(CurveDisplay):
 
     def _curves(self) -> tuple[Sequence[Array], Sequence[Array]]:
         curves = [np.asarray(values, dtype=np.float64) for values in self.eigenvalues]
+        if not curves or any(curve.ndim != 1 for curve in curves):
+            raise ValueError(
+                f"eigenvalues has curves of shapes {[curve.shape for curve in curves]}: pass a "
+                "list of one-dimensional arrays, [values] for one curve."
+            )
         return [np.arange(1.0, len(curve) + 1) for curve in curves], curves
 
     def _limits(self) -> tuple[Any, Any, str]:
@@ -122,7 +131,7 @@ class HessianSpectrumDisplay(CurveDisplay):
     def _dress(self, ax: Any) -> None:
         from matplotlib.ticker import MaxNLocator
 
-        limits = self.limits or [None] * len(self.lines_)
+        limits = self._each(self.limits, "limits", len(self.lines_))
         for line, pair in zip(self.lines_, limits, strict=True):
             if pair is not None:
                 label = "limits, inverse Marchenko-Pastur law"
@@ -221,10 +230,18 @@ class HessianSpectrumDisplay(CurveDisplay):
         TypeError
             If `estimators` is one estimator, or one has no `covariance_`.
         ValueError
-            If there is no estimator, or a matrix is no covariance of as many features.
+            If there is no estimator, or a matrix is no covariance of as many features; if an
+            estimator has the name of the given covariance.
         """
+        cls._pyplot()
+        named, truth = by_name(estimators), "Given covariance"
+        if covariance is not None and truth in named:
+            raise ValueError(
+                f"An estimator is called {truth!r}, as is the matrix in covariance=. Give the "
+                "estimator another name."
+            )
         matrices, spreads = {}, []
-        for name, estimator in by_name(estimators).items():
+        for name, estimator in named.items():
             check_is_fitted(estimator)
             if not hasattr(estimator, "covariance_"):
                 raise TypeError(
@@ -236,7 +253,7 @@ class HessianSpectrumDisplay(CurveDisplay):
             spreads.append(_spread(estimator))
         if covariance is not None:
             d = len(estimator.covariance_)
-            matrices["Given covariance"] = as_covariance(covariance, "covariance", d)
+            matrices[truth] = as_covariance(covariance, "covariance", d)
             spreads.append(None)
         return cls._of(matrices, spreads, relative_to).plot(ax, **kwargs)
 
@@ -274,6 +291,7 @@ class HessianSpectrumDisplay(CurveDisplay):
         ValueError
             If it is empty, or a matrix is not symmetric or of another size than `relative_to`.
         """
+        cls._pyplot()
         if not hasattr(covariances, "items"):
             raise TypeError(
                 "covariances must be a dict of matrices by name, got "
@@ -312,10 +330,10 @@ class HessianSpectrumDisplay(CurveDisplay):
         )
 
     def __repr__(self) -> str:
-        values = np.concatenate([np.asarray(curve, dtype=np.float64) for curve in self.eigenvalues])
-        sizes = sorted({len(np.asarray(curve)) for curve in self.eigenvalues})
+        curves = self._curves()[1]
+        values, sizes = np.concatenate(curves), sorted({len(curve) for curve in curves})
         return (
-            f"<HessianSpectrumDisplay of {self._described(len(self.eigenvalues))}: "
+            f"<HessianSpectrumDisplay of {self._described(len(curves))}: "
             f"{' or '.join(map(str, sizes))} eigenvalues from {values.min():g} to "
             f"{values.max():g}>"
         )
@@ -345,18 +363,17 @@ def _spread(estimator: Any) -> _Spread | None:
     calibrated = isinstance(estimator, GradientCovarianceEstimator) and estimator.noise != "none"
     if not calibrated or estimator.shrinkage_:
         return None
-    d, k = estimator.n_features_in_, estimator._settled.moments.n_gradients
+    d, k = estimator.n_features_in_, estimator._n_effective
     if k <= d + 1:
         return None
     c = d / k
     low, high = (1 - np.sqrt(c)) ** 2, (1 + np.sqrt(c)) ** 2
     law = (1 - c) / high, (1 - c) / low
     if estimator.noise == "single" and estimator.correction_ == "none":
-        # Sigma is seen as (1 + m^2/n) Sigma + Sigma u u' Sigma/n, u' Sigma u = m^2 (MATH section 2)
-        share = estimator.excess_risk_ / (estimator.batch_size_ * estimator.noise_scale)
-        if np.isnan(share):
+        least, greatest = nuisance(estimator)
+        if np.isnan(greatest):
             return None
-        low, high = low * (1 + share), high * (1 + 2 * share)
+        low, high = low * (1 + least), high * (1 + greatest)
     return _Spread(low, high, (k - d - 1) / k, law)
 
 

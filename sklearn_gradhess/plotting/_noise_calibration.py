@@ -155,8 +155,9 @@ class NoiseCalibrationDisplay(CurveDisplay):
         base = 10.0 if high >= 100 * low else 2.0
         ends = np.log([low, high]) / np.log(base)
         exponents = np.arange(np.ceil(ends[0] - 1e-9), np.floor(ends[1] + 1e-9) + 1)
+        ticks = base**exponents if len(exponents) > 1 else np.unique([low, high])
         zero = [0.0] if x.min() == 0 else []
-        ax.xaxis.set_major_locator(FixedLocator([*zero, *(base**exponents).tolist()]))
+        ax.xaxis.set_major_locator(FixedLocator([*zero, *ticks.tolist()]))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
@@ -233,6 +234,7 @@ class NoiseCalibrationDisplay(CurveDisplay):
         ValueError
             If the estimator injects no noise, or an argument is out of range.
         """
+        cls._pyplot()
         _check_estimator(estimator)
         return cls.from_estimators(
             {f"{estimator.noise} noise" if name is None else name: estimator},
@@ -308,6 +310,7 @@ class NoiseCalibrationDisplay(CurveDisplay):
         ValueError
             If there is no estimator, one injects no noise, or an argument is out of range.
         """
+        cls._pyplot()
         named = by_name(estimators)
         check_scalar(n_repeats, "n_repeats", Integral, min_val=1)
         if variances is not None:
@@ -361,7 +364,7 @@ def _sweep(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # the picture is about bad calibration
         reference = clone(plain).set_params(random_state=seeds[0]).fit(**data)
-        n, k = reference.batch_size_, reference._settled.moments.n_gradients
+        n, k = reference.batch_size_, reference._n_effective
         hessian = _truth(plain, data, covariance, reference.n_features_in_)
         norm = np.linalg.norm(hessian, 2)
         variances = n * _MULTIPLES if variances is None else variances

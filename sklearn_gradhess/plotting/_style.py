@@ -61,14 +61,18 @@ class CurveDisplay(ABC):
         ImportError
             If matplotlib is not installed.
         ValueError
-            If there are more names, or fewer, than curves, or curves are not as the display needs
-            them.
+            If there are more names, limits or references, or fewer, than curves, or curves and
+            limits are not as the display needs them.
         """
         x, y = self._curves()
         labels = self._labels(names, len(y))
-        ax = self._start(ax)
+        low, high, band_label = self._limits()
+        low, high = self._alike(low, "low", y), self._alike(high, "high", y)
+        plt = self._pyplot()
+        self.lines_, self.bands_, self.references_ = [], [], []
+        ax = plt.subplots()[1] if ax is None else ax
         self._draw(ax, x, y, labels, kwargs)
-        self._fill(ax, *self._limits(), band_kwargs or {})
+        self._fill(ax, low, high, band_label, band_kwargs or {})
         self._dress(ax)
         self._finish(ax)
         return self
@@ -85,17 +89,39 @@ class CurveDisplay(ABC):
     def _dress(self, ax: Any) -> None:
         """Draw lines of reference, and label the axes."""
 
-    def _start(self, ax: Any) -> Any:
-        """Return the axes to plot on, those of a new figure for None."""
+    @classmethod
+    def _pyplot(cls) -> Any:
+        """Import matplotlib; what computes looks here first, not to compute in vain."""
         try:
             import matplotlib.pyplot as plt
         except ImportError as error:
             raise ImportError(
-                f"{type(self).__name__}.plot needs matplotlib. Install it with "
+                f"{cls.__name__} needs matplotlib. Install it with "
                 'pip install "sklearn_gradhess[plot]".'
             ) from error
-        self.lines_, self.bands_, self.references_ = [], [], []
-        return plt.subplots()[1] if ax is None else ax
+        return plt
+
+    @staticmethod
+    def _each(values: Any, name: str, n_curves: int) -> list[Any]:
+        """List what each curve has; None is nothing for any."""
+        found = [None] * n_curves if values is None else list(values)
+        if len(found) != n_curves:
+            raise ValueError(
+                f"{name} has {len(found)} entries for {n_curves} curves. Pass a list of one for "
+                "each curve, None where a curve has none."
+            )
+        return found
+
+    def _alike(self, values: Any, name: str, y: Sequence[Array]) -> list[Any]:
+        """Limits of each curve, or None, each of the length of its curve."""
+        found = self._each(values, name, len(y))
+        for i, (limit, curve) in enumerate(zip(found, y, strict=True)):
+            if limit is not None and np.shape(limit) != curve.shape:
+                raise ValueError(
+                    f"{name}[{i}] has shape {np.shape(limit)}, but curve {i} has {curve.shape}. "
+                    "Pass one limit for each point of the curve."
+                )
+        return found
 
     def _labels(self, names: list[str] | str | None, n_curves: int) -> list[Any]:
         names = self.names if names is None else names
@@ -135,14 +161,12 @@ class CurveDisplay(ABC):
     def _fill(
         self,
         ax: Any,
-        low: Iterable[Any] | None,
-        high: Iterable[Any] | None,
+        low: Iterable[Any],
+        high: Iterable[Any],
         label: str,
         given: dict[str, Any],
     ) -> None:
         """Draw the bands of the curves that have one, with one legend entry for all."""
-        if low is None or high is None:
-            return
         for line, lower, upper in zip(self.lines_, low, high, strict=True):
             if lower is not None and upper is not None:
                 limits = np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
