@@ -32,7 +32,7 @@ _FAST = 20.0  # factor by which one round of steps should shrink the decrement
 _SINGULAR = 1e-8  # curvature, against what the sketch assumes, too small for a Newton step
 _SOFTENED = 2.0  # factor by which steps may be longer where the rows have softened
 _STEPS = 40  # variance-reduced steps between two full gradients
-_SAMPLE = 16  # rows a coefficient whose curvature checks a decrement
+_SAMPLE = 32  # rows a coefficient whose curvature checks a decrement; half of them see a rare level
 
 
 @dataclass
@@ -394,7 +394,7 @@ class _Run:
         if before is None or self.leverage is None or settings.fixed is not None:
             return False
         now, target = point.decrement, self._target(point)
-        margin = 0.1 if self.problem.quadratic else 0.5
+        margin = 0.1 if self.problem.quadratic else 0.2
         return bool(
             settings.variance_reduction
             and not self._newton
