@@ -1,5 +1,7 @@
 """What the gradients in memory tell: the fitted attributes, and whitening by them."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
@@ -213,7 +215,9 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         ----------
         gradient : array-like of shape (n_features,) or (n_features + 1,)
             Gradient of the loss; with the intercept's in front, if that is fitted too. It may have
-            been taken elsewhere than the gradients that the Hessian was learnt from.
+            been taken elsewhere than the gradients that the Hessian was learnt from. One of
+            n_features entries is taken for that of a model whose intercept is at its optimum; for
+            a model without an intercept fit with ``assume_centered=True``.
 
         Returns
         -------

@@ -213,14 +213,24 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         clipped = solution.sketch.n_clipped
         if clipped:
             warnings.warn(
-                f"X determines only {problem.p - clipped} of {problem.p} coefficients: features "
-                "are constant, linear combinations of others, or more than the rows. The solution "
-                "is the one without the other directions; use alpha > 0 for a ridge solution.",
+                f"X determines only {problem.p - clipped} of {problem.p} coefficients"
+                f"{', intercept included' * problem.has_intercept}: features are constant, linear "
+                "combinations of others (such as all levels of a category), or more than the rows. "
+                "The solution is the one without the other directions; use alpha > 0 for a ridge "
+                "solution.",
                 CalibrationWarning,
                 stacklevel=5 + CALLBACK_FRAMES,
             )
-        if not solution.converged and not stopped:
-            last = solution.history[-1]
+        last = solution.history[-1]
+        if solution.separable:
+            warnings.warn(
+                f"The classes are separable: at a mean loss of {last['loss']:.3g} every row is on "
+                "the side of its class, so that without a penalty there is no solution, and "
+                "coefficients grow without end. Pass alpha > 0.",
+                ConvergenceWarning,
+                stacklevel=5 + CALLBACK_FRAMES,
+            )
+        elif not solution.converged and not stopped:
             warnings.warn(
                 f"Not converged after {self.n_iter_} iterations and {solution.n_passes:.1f} passes "
                 f"over X: the decrement is {last['decrement']:.3g}, the target "
@@ -231,6 +241,12 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             )
 
     def _stream(self, X: Any, Y: Array, loss: Any, sample_weight: Array | None) -> OnlineModel:
+        if self.early_stopping or self.noise == "single":
+            which = "early_stopping=True" if self.early_stopping else "noise='single'"
+            raise ValueError(
+                f"{which} is for fit: partial_fit sees each row once, and the row itself. Set "
+                "early_stopping=False and leave noise at its default, or use fit."
+            )
         problem = Problem(X, Y, sample_weight, loss, self.alpha, self.fit_intercept)
         model = getattr(self, "_online", None)
         if model is not None and model.W.shape[1] != Y.shape[1]:
@@ -325,7 +341,14 @@ def class_weighted(
     if class_weight is None:
         return sample_weight
     if isinstance(class_weight, dict):  # a chunk of a stream may lack some classes
-        each = [float(class_weight.get(label, 1.0)) for label in classes.tolist()]
+        labels = classes.tolist()
+        unknown = [label for label in class_weight if label not in labels]
+        if unknown:
+            raise ValueError(
+                f"class_weight has weights for {unknown}, which are not among the labels {labels}: "
+                "mistyped, or of another type. Change the keys of class_weight."
+            )
+        each = [float(class_weight.get(label, 1.0)) for label in labels]
         weights = np.array(each)[np.searchsorted(classes, y)]
     else:
         weights = compute_sample_weight(class_weight, y)
@@ -512,4 +535,4 @@ def _solve_single(
             break
     estimator.covariance_estimator_ = seen
     W = total / n_averaged if n_averaged else W
-    return Solution(W, sketched, converged, 1.0, float(len(history)), history)
+    return Solution(W, sketched, converged, 1.0, float(len(history)), history=history)

@@ -62,6 +62,7 @@ class Solution:
     converged: bool
     learning_rate: float
     n_passes: float
+    separable: bool = False  # without a penalty there is no minimum then
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -145,6 +146,9 @@ class _Run:
             if iteration < settings.max_iter or point.decrement <= self._enough(point):
                 point = self._measured(point, best)
             stopped = self._tell(point)
+            if self._separated(point):
+                best = point
+                break
             converged = point.decrement <= self._enough(point)
             last = not stopped and self._last_round_suffices(point, best)
             if last or (converged and self._ahead):
@@ -157,8 +161,15 @@ class _Run:
             W = self._step(point)
         assert best is not None
         assert self.sketch is not None
-        sketch = self.judge or self.sketch
-        return Solution(best.W, sketch, bool(converged), self.eta, self.passes, self.history)
+        return Solution(
+            best.W,
+            self.judge or self.sketch,
+            bool(converged),
+            self.eta,
+            self.passes,
+            self._separated(best),
+            self.history,
+        )
 
     def _look(self, W: Array) -> _Point:
         """Evaluate; in the first place somewhere that is no worse than the null model."""
@@ -317,6 +328,20 @@ class _Run:
         problem = self.problem
         size = problem.weighted(evaluation.curvature * (evaluation.raw**2 + 1.0)).sum() / problem.n
         return float((64 * np.finfo(np.float64).eps) ** 2 * size)
+
+    def _separated(self, point: _Point) -> bool:
+        """Whether every row is on the side of its class, and nothing keeps W from growing.
+
+        A row on the wrong side has a loss of log(2) at least, for several classes too.
+        """
+        problem = self.problem
+        if problem.alpha or problem.loss.name not in ("log_loss", "multinomial"):
+            return False
+        if not point.evaluation.objective * problem.n < np.log(2):
+            return False
+        loss = problem.loss.value(problem.Y, point.evaluation.raw)
+        loss = loss.sum(axis=1) if loss.ndim == 2 else loss
+        return bool(np.all(loss[problem.weighted(np.ones(problem.n)) > 0] < np.log(2)))
 
     def _improved(self, point: _Point, best: _Point) -> bool:
         """Whether a step did what its kind should do: halve the decrement, or descend."""

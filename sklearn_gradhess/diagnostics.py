@@ -1,5 +1,7 @@
 """How many batches an estimate needs, how good one is, and what may be wrong with it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 

@@ -37,6 +37,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
     ----------
     loss : {"squared_error", "huber", "poisson"}, default="squared_error"
         Loss; "poisson" has a log link. Targets of shape (n_samples, n_targets) for "squared_error".
+        `score` is R^2 for all; for scikit-learn's D^2 use `sklearn.metrics.d2_tweedie_score`.
     alpha : float, default=0.0
         Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted.
     fit_intercept : bool, default=True
@@ -267,7 +268,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         Raises
         ------
         ValueError
-            If the chunk is not finite or does not fit those before.
+            If the chunk is not finite or does not fit those before, or a parameter is for fit.
         """
         with unchanged_on_error(self):
             first = not hasattr(self, "coef_")
@@ -387,7 +388,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         Start from the coefficients of the last fit.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, nonnegative; those that a dict lacks weigh one. "balanced" is
-        inverse to their frequencies.
+        inverse to their frequencies. A key that is no label is refused.
     random_state : int, RandomState instance, Generator or None, default=None
         Source of the sketch and of the mini-batches.
     verbose : int, default=0
@@ -575,7 +576,8 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         Raises
         ------
         ValueError
-            If the chunk is not finite or does not fit those before, or a class weight is refused.
+            If the chunk is not finite or does not fit those before, or a parameter is for fit, or
+            a class weight is refused.
         """
         with unchanged_on_error(self):
             first = not hasattr(self, "coef_")

@@ -6,6 +6,8 @@ section 2; arXiv 2601.18546, Lemma 4.2, for Gaussian noise and features). Everyt
 that adds noise to a target takes its variance and its draws from here.
 """
 
+from __future__ import annotations
+
 from typing import Any, overload
 
 import numpy as np

@@ -332,11 +332,32 @@ def test_rare_positives_converge(mini_batches, seed):
 def test_separable_classes_end_with_finite_coefficients(intercept):
     X = np.array([[-2.0, 1.0], [-1.0, 0.0], [1.0, 0.0], [2.0, -1.0], [-1.5, 2], [1.5, 3]])
     y = (X[:, 0] > 0).astype(int)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with pytest.warns(ConvergenceWarning, match=SEPARABLE):
         model = Classifier(fit_intercept=intercept, random_state=0).fit(X, y)
+    assert not model.converged_
     assert np.isfinite(model.coef_).all()
     assert_array_equal(model.predict(X), y)
+
+
+SEPARABLE = (
+    r"^The classes are separable: at a mean loss of \S+ every row is on the side of its class, so "
+    r"that without a penalty there is no solution, and coefficients grow without end\. Pass alpha"
+)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_separable_classes_are_said_to_be_so(mini_batches, rng, n_classes, weighted):
+    X = rng.standard_normal((4000, 3))
+    y = np.digitize(X[:, 0], [0.0, 1.0][: n_classes - 1])
+    X[:, 1] += 3 * y  # several classes need a direction each
+    X[:, 2] += 20 * (y == 1)
+    weight = rng.uniform(0, 1, 4000) if weighted else None
+    with pytest.warns(ConvergenceWarning, match=SEPARABLE):
+        model = Classifier(random_state=0).fit(X, y, weight)
+    assert model.n_iter_ < 40
+    assert model.score(X, y) == 1.0
+    assert Classifier(alpha=1e-3, random_state=0).fit(X, y, weight).converged_
 
 
 def test_probabilities_are_consistent(labelled):
@@ -492,7 +513,7 @@ def test_fit_leaves_its_arguments_alone(labelled):
 
 # --- rank deficiency
 
-DETERMINES = "X determines only {} of {} coefficients: features are constant, linear combin"
+DETERMINES = "X determines only {} of {} coefficients(, intercept included)?: features are const"
 
 
 def deficient(kind, rng, n):
@@ -1038,6 +1059,29 @@ def test_a_stream_after_plain_steps_weighs_the_rows_that_they_saw(monkeypatch, r
     model.fit(X[:3000], y[:3000])
     model.partial_fit(X[3000:], y[3000:])
     assert excess_in_floors(model, X, y) < (1e-4 if exact else 0.1)
+
+
+@pytest.mark.parametrize("params", [{"early_stopping": True}, {"noise": "single"}])
+@pytest.mark.parametrize("cls", [Regressor, Classifier])
+def test_a_stream_refuses_what_is_for_fit(rng, cls, params):
+    X, y = rng.standard_normal((50, 2)), rng.integers(2, size=50)
+    ((name, value),) = params.items()
+    with pytest.raises(
+        ValueError, match=rf"^{name}={value!r} is for fit: partial_fit sees each row"
+    ):
+        cls(**params).partial_fit(X, y, **({"classes": [0, 1]} if cls is Classifier else {}))
+
+
+@pytest.mark.parametrize("keys", [["0"], [7, 0]])
+def test_a_class_weight_of_no_label_is_refused(rng, keys):
+    X, y = rng.standard_normal((50, 2)), rng.integers(2, size=50)
+    model = Classifier(class_weight=dict.fromkeys(keys, 2.0))
+    match = (
+        rf"^class_weight has weights for \[{keys[0]!r}\], .* among the labels \[0, 1\]: mistyped"
+    )
+    for learn in (model.fit, lambda *args: model.partial_fit(*args, classes=[0, 1])):
+        with pytest.raises(ValueError, match=match):
+            learn(X, y)
 
 
 # --- scikit-learn's tools
