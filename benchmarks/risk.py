@@ -2,8 +2,9 @@
 
 Nominal 95 % intervals. "clean" is the interval of the excess risk m^2 (for single noise, given s^2,
 the observed target has the same coverage); "observed" that of v^2 = s^2 + m^2 from antithetic
-pairs, "intercept" the same with the intercept's gradient. The risk at every radius is a monotone
-function of one of these, so its interval has the same coverage.
+pairs, "intercept" the same with the intercept's gradient. Without a mean residual the risk at every
+radius is a monotone function of one of these, so its interval has the same coverage; with one, see
+tests/test_risk.py.
 """
 
 import itertools

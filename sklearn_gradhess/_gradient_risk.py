@@ -1,7 +1,9 @@
 r"""Adversarial risk from batch gradients alone, with its interval.
 
-Who sees only gradients knows the coefficients, thus D, and needs v^2, the variance of the residuals
-(`_risk.closed_form`). It is estimated as below, invariantly under linear maps of the features.
+Who sees only gradients knows the coefficients, thus D, and needs v^2, the mean square of the
+residuals, and a, their mean, which the intercept's gradient tells and which is taken for zero
+without (`_risk.closed_form`). v^2 is estimated as below, invariantly under linear maps of the
+features.
 
 Notation: k batches of n rows; z is a row, with a leading one if the intercept's gradient is seen,
 p its length; Omega = E[z z']; u the error of the coefficients; m^2 = u' Omega u the excess risk;
@@ -27,11 +29,17 @@ information has a noncentral F law in Delta, whose limits give those of ``b^2 = 
 rho^2 - (1 + rho) Delta)``; a has Student's. The two are independent, so distances from estimate to
 limit add in squares (Zou and Donner's MOVER). Without an intercept a = 0 and rho = 1: what is left
 is tau Delta/(n - 2 Delta), infinite from Delta = n/2 on.
+
+Risk at radius r. With ``q = a^2/v^2`` held, it is an increasing function of v^2, so an interval of
+v^2 is mapped. In its place stands that of ``W_a a^2 + W_b (v^2 - a^2)``, which to first order has
+the risk's errors: W are the slopes of the risk in a^2 and in v^2 - a^2 over that in v^2 at fixed q,
+``(v + r D f)/(v + r D E|e|/v)``, f the slopes of `folded_normal`. Its standard error, over that of
+v^2, stretches the interval on the log scale. At r = 0 or a = 0 the weights are one.
 """
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +47,7 @@ from scipy.linalg import qr, solve_triangular
 from scipy.optimize import brentq
 from scipy.special import betainc, gammaln, stdtrit, xlogy
 
-from sklearn_gradhess._risk import closed_form, dual_norm
+from sklearn_gradhess._risk import closed_form, dual_norm, folded_normal
 from sklearn_gradhess.exceptions import CalibrationWarning
 
 __all__ = ["GradientAdversarialRisk", "gradient_adversarial_risk"]
@@ -58,7 +66,8 @@ class GradientAdversarialRisk:
         Radii of the attack.
     value, low, high : float or ndarray of the shape of `radius`
         Mean squared error under attack, and its limits; `high` may be infinite. The band over an
-        array of radii is simultaneous: the interval of one variance is behind all of it.
+        array of radii is simultaneous where the mean residual is zero: the interval of one
+        variance is behind all of it. Elsewhere the limits are for each radius on its own.
     target, scheme, confidence_level : str, str and float
         What the error is against, "observed" or "clean" targets; the noise scheme of the
         gradients, "antithetic" or "single"; and the nominal coverage of the intervals.
@@ -67,6 +76,8 @@ class GradientAdversarialRisk:
         as given or as estimated. NaN where unknown.
     excess_risk_interval, mean_squared_error_interval : tuple of (float, float)
         Limits of m^2 and of v^2.
+    mean_residual : float
+        a, without its sign: estimated where the intercept's gradient was seen, zero otherwise.
     dual_norm, n_batches, batch_size : float, int and int
         Dual norm of the coefficients, taken as exact; number of batches, and rows in each.
     """
@@ -83,6 +94,7 @@ class GradientAdversarialRisk:
     noise_variance: float
     excess_risk_interval: tuple[float, float]
     mean_squared_error_interval: tuple[float, float]
+    mean_residual: float
     dual_norm: float
     n_batches: int
     batch_size: int
@@ -104,6 +116,18 @@ class GradientAdversarialRisk:
         for name in ("noise variance", "dual norm"):
             lines.append(f"  {name:<20} {getattr(self, name.replace(' ', '_')):.4g}")
         return "\n".join(lines)
+
+
+class _Estimate(NamedTuple):
+    """Limits of a mean square, and how its error goes with that of a^2, the squared mean residual.
+
+    along is the covariance of the two errors and of_mean the variance of that of a^2, both over the
+    variance of the error of the mean square; numbers, or one for each of the limits.
+    """
+
+    limits: Array  # value, low, high
+    along: Any = 0.0
+    of_mean: Any = 0.0
 
 
 def gradient_adversarial_risk(
@@ -149,9 +173,10 @@ def gradient_adversarial_risk(
     confidence_level : float, default=0.95
         Nominal coverage of the intervals.
     has_intercept : bool, default=False
-        Whether column 0 is the gradient of the intercept. Then features need not be centred, the
-        excess risk includes the intercept's error, and the error against y, from pairs, needs no
-        assumption on the features, at the price of a relative standard error of ``sqrt(2/k)``.
+        Whether column 0 is the gradient of the intercept. Then features need not be centred, nor
+        residuals, the excess risk includes the intercept's error, and the error against y, from
+        pairs, needs no assumption on the features, at the price of a relative standard error of
+        ``sqrt(2/k)``.
     scale, covariance : array-like, default=None
         See `dual_norm`; taken as exact.
 
@@ -175,9 +200,12 @@ def gradient_adversarial_risk(
 
     Notes
     -----
-    At radius > 0 residuals are taken for Gaussian. Pairs without `has_intercept`: the error against
-    y takes features for Gaussian about zero; elliptical ones of kurtosis 3 kappa inflate it to
-    ``s^2 + kappa m^2``.
+    At radius > 0 residuals are taken for Gaussian, of the mean a that the intercept's gradient
+    tells; without `has_intercept` of mean zero, which gives too little where it is not: their mean
+    absolute value is ``sqrt(2/pi) v`` at a = 0, and goes up to v at |a| = v.
+
+    Pairs without `has_intercept`: the error against y takes features for Gaussian about zero;
+    elliptical ones of kurtosis 3 kappa inflate it to ``s^2 + kappa m^2``.
 
     References
     ----------
@@ -214,11 +242,12 @@ def gradient_adversarial_risk(
             "noise_variance, or antithetic gradients, or use target='clean'."
         )
     dual = float(dual_norm(w, norm, scale=scale, covariance=covariance))
-    mse = np.full(3, np.nan)
-    if pair is None:
-        excess = _single_noise(g, batch_size, has_intercept, confidence_level)
-    else:
-        excess, mse = _antithetic(g, pair, batch_size, has_intercept, confidence_level)
+    of_excess, of_mse, a2 = (
+        _single_noise(g, batch_size, has_intercept, confidence_level)
+        if pair is None
+        else _antithetic(g, pair, batch_size, has_intercept, confidence_level)
+    )
+    excess, mse = of_excess.limits, of_mse.limits
     if noise_variance is not None:
         mse = excess + noise_variance
     elif target == "observed" and np.isnan(mse[0]):
@@ -226,7 +255,10 @@ def gradient_adversarial_risk(
             "A single feature's gradients do not tell label noise and excess risk apart. Pass "
             "noise_variance, or the intercept's gradient too, with has_intercept=True."
         )
-    curves = closed_form(excess if target == "clean" else mse, r[..., None] * dual)
+    told, added = of_mse, 0.0
+    if target == "clean" or noise_variance is not None:
+        told, added = of_excess, 0.0 if target == "clean" else float(noise_variance or 0.0)
+    curves = _risk_limits(told, added, a2, r[..., None] * dual)
     value, low, high = (float(c) if r.ndim == 0 else c for c in np.moveaxis(curves, -1, 0))
     return GradientAdversarialRisk(
         radius=float(r) if r.ndim == 0 else r,
@@ -243,10 +275,30 @@ def gradient_adversarial_risk(
         ),
         mean_squared_error=float(mse[0]),
         mean_squared_error_interval=(float(mse[1]), float(mse[2])),
+        mean_residual=float(np.sqrt(a2)),
         dual_norm=dual,
         n_batches=len(g),
         batch_size=batch_size,
     )
+
+
+def _risk_limits(told: _Estimate, added: float, a2: float, attack: Array) -> Array:
+    """(value, low, high) of the risk where v^2 is what was estimated and a known variance more."""
+    limits, value = told.limits, told.limits[0]
+    if not (0 < value < np.inf and a2 > 0):
+        return closed_form(limits + added, attack)
+    share = a2 / (value + added)
+    v = np.sqrt(value + added)
+    mean, by_variance, by_mean = folded_normal(share)
+    w_b, w_a = ((v + attack * slope) / (v + attack * mean) for slope in (by_variance, by_mean))
+    gap = w_a - w_b
+    stretch = w_b**2 + 2 * w_b * gap * told.along + gap**2 * told.of_mean
+    stretch = np.sqrt(np.maximum(stretch, 0.0))
+    stretched = np.where(stretch == 1, limits, value * (limits / value) ** stretch)
+    shares = np.broadcast_to(share, stretched.shape).copy()
+    low = stretched[..., 1]  # a lower limit below a^2 is one of a^2, too
+    shares[..., 1] = np.minimum(share, low / (low + added)) if added > 0 else min(share, 1.0)
+    return closed_form(stretched + added, attack, shares)
 
 
 def _check_gradients(g: Array, pair: Array | None, w: Array, has_intercept: bool) -> None:
@@ -299,8 +351,8 @@ def _factorize(rows: Array, gradients: Array) -> tuple[Array, Array, Array, Arra
 
 def _antithetic(
     g: Array, pair: Array, n: float, has_intercept: bool, level: float
-) -> tuple[Array, Array]:
-    """m^2 and v^2, each (value, low, high), with intervals by influence functions.
+) -> tuple[_Estimate, _Estimate, float]:
+    """m^2, v^2 and a^2, the first two with intervals by influence functions.
 
     In coordinates where S is the identity the influence of batch b on m^2 is ``2 m y_b - m^2
     z_b``: ``y_b = e'(c_b - cbar)``, ``z_b = (e'h_b)^2``, e the direction of cbar. The influence of
@@ -336,13 +388,27 @@ def _antithetic(
         2 * (debias / k) ** 2 * max(square, 0.0),
     )
     excess = _stabilized_interval(m2, law, quantile)
-    if has_intercept:
-        mean_residual = c[:, 0].mean()
-        centered = c[:, 0] - mean_residual
-        # n var(c_0) + mean^2, less the mean's own noise
-        mse = (n - 1 / k) * centered.var(ddof=1) + mean_residual**2
-        return excess, _log_interval(mse, n * centered**2 + 2 * mean_residual * centered, level)
-    return excess, _mse_of_trace(white_c, white_h, e, n, level)
+    if not has_intercept:
+        return _Estimate(excess), _Estimate(_mse_of_trace(white_c, white_h, e, n, level)), 0.0
+    mean_residual = c[:, 0].mean()
+    centered = c[:, 0] - mean_residual
+    variance = centered.var(ddof=1)
+    # n var(c_0) + mean^2, less the mean's own noise
+    a2 = mean_residual**2 - variance / k
+    of_mean = 2 * mean_residual * centered
+    influence = n * centered**2 + of_mean
+    mse = _log_interval(n * variance + a2, influence, level)
+    stated = k * (law[0] * m2**2 + law[1] * m2 + law[2])
+    return (
+        _with_mean(excess, m * (2 * y - m * z), of_mean, stated),
+        _with_mean(mse, influence, of_mean, float(influence.var(ddof=1))),
+        max(float(a2), 0.0),
+    )
+
+
+def _with_mean(limits: Array, influence: Array, of_mean: Array, variance: float) -> _Estimate:
+    (_, along), (_, own) = np.cov(influence, of_mean)
+    return _Estimate(limits, *(np.array([along, own]) / variance if variance > 0 else ()))
 
 
 def _stabilized_interval(m2: float, law: tuple[float, float, float], quantile: float) -> Array:
@@ -358,7 +424,7 @@ def _stabilized_interval(m2: float, law: tuple[float, float, float], quantile: f
         return np.zeros(3)
     with np.errstate(over="ignore", invalid="ignore"):
         t = np.maximum(here * np.exp(np.array([-1.0, 1.0]) * quantile * np.sqrt(a)), at_zero)
-        low, high = ((t - b) ** 2 - 4 * a * c) / (4 * a * t)
+        low, high = np.where(t > at_zero, ((t - b) ** 2 - 4 * a * c) / (4 * a * t), 0.0)
     return np.array([m2, max(low, 0.0), high if np.isfinite(high) else np.inf])
 
 
@@ -400,8 +466,10 @@ def _t_quantile(influence: Array, level: float) -> float:
     return float(stdtrit(max(degrees, 1.0), (1 + level) / 2))
 
 
-def _single_noise(g: Array, n: float, has_intercept: bool, level: float) -> Array:
-    """(m^2, low, high) by noncentral F limits; Delta, rho, a and b as in the module's docstring."""
+def _single_noise(
+    g: Array, n: float, has_intercept: bool, level: float
+) -> tuple[_Estimate, _Estimate, float]:
+    """m^2, by noncentral F limits, no v^2, and a^2; names as in the module's docstring."""
     mean = g.mean(axis=0)
     _, factor, kept, unit = _factorize(g - mean, g)
     k, p = len(g), len(kept)
@@ -429,9 +497,14 @@ def _single_noise(g: Array, n: float, has_intercept: bool, level: float) -> Arra
     if np.isinf(b_squares[1]):  # past saturation by the intercept alone: b is unknown
         b_squares[1] = 0.0
     value, low, high = a_squares + b_squares
+    share_a = np.zeros(3)  # of the squared distances
     if np.isfinite(value):
-        low = max(value - np.hypot(a_squares[0] - a_squares[1], b_squares[0] - b_squares[1]), 0.0)
-        high = value + np.hypot(a_squares[2] - a_squares[0], b_squares[2] - b_squares[0])
+        a_away, b_away = np.abs(a_squares - a_squares[0]), np.abs(b_squares - b_squares[0])
+        away = np.hypot(a_away, b_away)
+        # of two that may be zero the sum may be, although the distances add up to less
+        low = max(value - away[1], 0.0) if a_squares[1] + b_squares[1] > 0 else 0.0
+        high = value + away[2]
+        np.divide(a_away, away, out=share_a, where=(away > 0) & np.isfinite(away))
     if np.isinf(high) or 1 + 2 * value / n > _LARGE_CORRECTION:
         warnings.warn(
             f"Single-noise gradients of batch size {n:g} saturate at an excess risk of this order. "
@@ -441,7 +514,8 @@ def _single_noise(g: Array, n: float, has_intercept: bool, level: float) -> Arra
             CalibrationWarning,
             stacklevel=3,
         )
-    return np.array([value, low, high])
+    told = _Estimate(np.array([value, low, high]), share_a**2, share_a**2)
+    return told, _Estimate(np.full(3, np.nan)), float(a_squares[0])
 
 
 def _noncentrality(f: float, d1: int, d2: int, probability: float, largest: float) -> float:

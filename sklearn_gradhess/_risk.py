@@ -2,15 +2,17 @@ r"""Adversarial risk of linear predictors: dual norms, and the closed form for G
 
 Against an attack of radius r the worst case of an affine predictor is known in closed form. For
 Gaussian residuals of variance v^2 it is ``v^2 + 2 c0 r v D + r^2 D^2``, with c0 = sqrt(2/pi) and D
-the dual norm of the coefficients (MATH section 5).
+the dual norm of the coefficients (MATH section 5). For residuals whose mean is not zero ``c0 v`` is
+the mean of the folded normal law instead, between c0 v and v.
 """
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import erf
 
-__all__ = ["closed_form", "dual_norm", "gaussian_adversarial_risk"]
+__all__ = ["closed_form", "dual_norm", "folded_normal", "gaussian_adversarial_risk"]
 
 Array = npt.NDArray[np.float64]
 _C0 = np.sqrt(2 / np.pi)
@@ -159,6 +161,7 @@ def gaussian_adversarial_risk(
 
     ``v^2 + 2 sqrt(2/pi) r v D + r^2 D^2`` with ``v^2 = excess_risk + noise_variance``, r the radius
     and D the dual norm. The noise goes inside the root: adding it outside gives up to 44 % less.
+    The mean residual is taken for zero; at another one the middle term is up to 25 % larger.
 
     Parameters
     ----------
@@ -200,9 +203,30 @@ def gaussian_adversarial_risk(
     return float(risk) if risk.ndim == 0 else risk
 
 
-def closed_form(variance: npt.ArrayLike, attack: npt.ArrayLike) -> Array:
-    """Risk for a variance v^2 of the residuals and an attack r D; infinite variances are fine."""
+def folded_normal(share: npt.ArrayLike) -> tuple[Array, Array, Array]:
+    """E|e|/v of a Gaussian e of mean a, v^2 = E[e^2], where a^2 is this share of v^2; and slopes.
+
+    The slopes are those of E|e| in the variance ``v^2 - a^2`` and in a^2, times 2 v. E|e| is
+    homogeneous of degree 1/2 in the two, so it is their mean, weighted by the shares. Estimates may
+    give a share over one; there E|e| is continued as |a|, to which all derivatives join.
+    """
+    q = np.maximum(np.asarray(share, np.float64), 1e-300)
+    rest = np.maximum(1 - q, 1e-12)
+    t = np.sqrt(q / rest)
+    by_variance = _C0 * np.exp(-t * t / 2) / np.sqrt(rest)
+    by_mean = erf(t / np.sqrt(2)) / np.sqrt(q)
+    return (1 - q) * by_variance + q * by_mean, by_variance, by_mean
+
+
+def closed_form(
+    mean_square: npt.ArrayLike, attack: npt.ArrayLike, share: npt.ArrayLike = 0.0
+) -> Array:
+    """Risk for a mean square v^2 of the residuals and an attack r D; v^2 may be infinite.
+
+    share is that of the squared mean of the residuals in v^2.
+    """
     # Without attack there is no cross term, also where the variance is infinite
-    v2, rd = np.broadcast_arrays(np.asarray(variance, np.float64), np.asarray(attack, np.float64))
+    v2, rd = (np.asarray(a, np.float64) for a in (mean_square, attack))
+    v2, rd = np.broadcast_arrays(v2, rd)
     cross = np.multiply(np.sqrt(v2), rd, out=np.zeros(v2.shape), where=rd > 0)
-    return np.asarray(v2 + 2 * _C0 * cross + rd * rd)
+    return np.asarray(v2 + 2 * folded_normal(share)[0] * cross + rd * rd)

@@ -7,6 +7,7 @@ preconditioner P whose P^-1 H has eigenvalues in [1/3, 3] for four batches a coe
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,8 @@ class Sketch:
         Coefficients over batches, c in the Marchenko-Pastur law.
     probes : list of ndarray of shape (p, PROBES) or None
         Random directions whose predictions estimate leverages.
+    n_passes : int
+        Passes over the data that it took.
     factors : list of ndarray of shape (p, p)
         Triangular roots of the sketched Hessians, without penalty.
     batch_size, n_batches : int
@@ -62,6 +65,7 @@ class Sketch:
     n_clipped: int
     curvature_scale: float = 1.0
     probes: list[Array] | None = None
+    n_passes: int = 1
 
     def newton(self, gradient: Array) -> Array:
         """P^-1 times the gradient."""
@@ -145,30 +149,21 @@ def sketch(
     wanted = max(oversampling * p, p + _SPARE)
     batch_size = 1 if 2.0 * n * p**2 <= _EXACT else max(1, int(n / wanted))
     exact = batch_size == 1
-    signs = np.where(rng.random(n) < 0.5, -1.0, 1.0)[:, None]
     v = np.ones((n, 1)) if stiffness is None else stiffness
-    coefficients = signs * np.sqrt(problem.weighted(v))
-    batch = batch_index(n, batch_size, 0, rng if shuffle else None)
-    sketched = None  # target of each coefficient vector
-    if target is not None:
-        columns = np.broadcast_to(coefficients, target.shape).T * target.T
-        sketched = np.column_stack([np.bincount(batch, c).astype(np.float64) for c in columns])
-    k = int(batch.max()) + 1
-    # Combinations of the rows, not of coordinates: as equivariant as the rows are
-    mix = rng.standard_normal((0 if exact else k, PROBES))
-    runs = batch_sums(
-        problem.X,
-        RowCoefficients(coefficients),
-        batch,
-        batch_size=batch_size,
-        contiguous=exact or not shuffle,
-        has_intercept=problem.has_intercept,
-        n_threads=n_threads,
-    )
-    factors, mixed = _accumulate(runs, coefficients.shape[1], p, sketched, mix)
-    factors, mixed = [f / np.sqrt(n) for f in factors], [m / np.sqrt(n) for m in mixed]
-    debias = 1.0 if exact else (k - p - 1) / k
+    root = np.sqrt(problem.weighted(v))
+    draw = partial(_draw, problem, root, target, batch_size, rng, n_threads=n_threads)
+    factors, mixed, k = draw(shuffle=shuffle)
     inverses = [_whitening(factor[:p, :p], problem) for factor in factors]
+    n_passes = 1
+    if not exact and any(clipped for _, clipped in inverses):
+        # Singular, or the signs of the only rows of a direction have cancelled: never twice
+        more, mixed_too, k_too = draw(shuffle=True)
+        pairs = zip(factors, more, strict=True)
+        factors = [triangular_factor(np.vstack(pair)) / np.sqrt(2) for pair in pairs]
+        mixed = [(m + m2) / np.sqrt(2) for m, m2 in zip(mixed, mixed_too, strict=True)]
+        inverses = [_whitening(factor[:p, :p], problem) for factor in factors]
+        k, n_passes = k + k_too, 2
+    debias = 1.0 if exact else (k - p - 1) / k
     whiten = [np.sqrt(debias) * T for T, _ in inverses]
     start = None
     if target is not None:
@@ -189,7 +184,42 @@ def sketch(
         max(clipped for _, clipped in inverses),
         _coupling(problem),
         probes,
+        n_passes,
     )
+
+
+def _draw(
+    problem: Problem,
+    root: Array,
+    target: Array | None,
+    batch_size: int,
+    rng: np.random.Generator,
+    *,
+    shuffle: bool,
+    n_threads: int,
+) -> tuple[list[Array], list[Array], int]:
+    """Triangular factors of sketched rows and targets, mixtures of rows, and batches: one pass."""
+    n, p, exact = problem.n, problem.p, batch_size == 1
+    coefficients = np.where(rng.random(n) < 0.5, -1.0, 1.0)[:, None] * root
+    batch = batch_index(n, batch_size, 0, rng if shuffle else None)
+    sketched = None  # target of each coefficient vector
+    if target is not None:
+        columns = np.broadcast_to(coefficients, target.shape).T * target.T
+        sketched = np.column_stack([np.bincount(batch, c).astype(np.float64) for c in columns])
+    k = int(batch.max()) + 1
+    # Combinations of the rows, not of coordinates: as equivariant as the rows are
+    mix = rng.standard_normal((0 if exact else k, PROBES))
+    runs = batch_sums(
+        problem.X,
+        RowCoefficients(coefficients),
+        batch,
+        batch_size=batch_size,
+        contiguous=exact or not shuffle,
+        has_intercept=problem.has_intercept,
+        n_threads=n_threads,
+    )
+    factors, mixed = _accumulate(runs, coefficients.shape[1], p, sketched, mix)
+    return [f / np.sqrt(n) for f in factors], [m / np.sqrt(n) for m in mixed], k
 
 
 def _accumulate(

@@ -29,7 +29,7 @@ __all__ = ["Settings", "Solution", "solve"]
 Array = npt.NDArray[np.float64]
 _MOVED = 0.5  # relative change of the curvature that asks for a new sketch
 _FAST = 20.0  # factor by which one round of steps should shrink the decrement
-_SINGULAR = 1e-8  # curvature, against what the sketch assumes, too small for a Newton step
+_AGREE = 4.0  # factor up to which a sketch and conjugate gradients agree on a decrement
 _SOFTENED = 2.0  # factor by which steps may be longer where the rows have softened
 _STEPS = 40  # variance-reduced steps between two full gradients
 _SAMPLE = 32  # rows a coefficient whose curvature checks a decrement; half of them see a rare level
@@ -113,7 +113,12 @@ class _Run:
         self.eta = settings.learning_rate or 0.0
         self.ceiling = np.inf  # objective that the start has to beat
         self.careful = False  # whether the mini-batch steps have failed
-        self.cautious = False  # whether Newton steps by the second derivative have
+        self.cautious = False  # whether a Newton step by the second derivative has
+        self.by_secant = False  # whether the last step assumed the stiffness instead
+        scale_free = problem.loss.name not in ("squared_error", "huber")
+        square = problem.weighted(problem.Y**2).sum() / problem.n
+        self.hessian: Sketch | None = None  # of the curvature, for Newton steps
+        self.unit = 1.0 if scale_free else float(square)  # in that of the loss
         self.clock = time.perf_counter()
         self.history: list[dict[str, Any]] = []
         self._ahead: tuple[Array, Array] | None = None  # Newton step that was found already
@@ -129,13 +134,15 @@ class _Run:
                 if self.careful or not settings.safeguard:
                     stopped = self._tell(point)
                     best = point if self._better(point, best) else best
-                    if stopped or self.cautious or not settings.safeguard:
+                    secant = self.by_secant or self.problem.quadratic
+                    if stopped or secant or not settings.safeguard:
                         # A Newton step with line search gains nothing: what is left is rounding
-                        converged = best.decrement <= self._enough(best)
+                        best = self._measured(best, None)
+                        slack = self._slack(best) if settings.safeguard else 0.0
+                        converged = best.decrement <= max(self._enough(best), slack)
                         break
-                    # The second derivative misleads; that of the bound does not
-                    self.cautious = True
-                    best = self._refreshed(best)
+                    # The second derivative may mislead; that of the bound does not
+                    best, self.cautious = self._refreshed(best), True
                     W = self._step(best)
                     continue
                 self.careful = True
@@ -151,7 +158,7 @@ class _Run:
                 break
             converged = point.decrement <= self._enough(point)
             last = not stopped and self._last_round_suffices(point, best)
-            if last or (converged and self._ahead):
+            if last or (converged and not stopped and self._ahead):
                 # A fraction of a pass, by steps that have just shown what they do
                 converged = True
                 point = point._replace(W=self._step(point))
@@ -192,15 +199,16 @@ class _Run:
     def _start(self, start: Array | None) -> Array:
         """Find where to start, with a sketch of the Hessian there if that is known beforehand."""
         problem = self.problem
-        W = self._null_model() if start is None else start
-        if self.sketch is None and (start is None or problem.quadratic):
+        W = self._null_model()
+        stiffness, target = None, problem.Y
+        if not problem.quadratic:
             # At the null model the derivatives need no pass
-            stiffness, target = None, problem.Y
-            if not problem.quadratic:
-                raw = np.array(np.broadcast_to(W[0] * problem.has_intercept, problem.Y.shape))
-                value, slope, _, stiffness = problem.loss.all(problem.Y, raw)
-                self.ceiling = float(problem.weighted(value).sum() / problem.n)
-                target = -slope / stiffness
+            raw = np.array(np.broadcast_to(W[0] * problem.has_intercept, problem.Y.shape))
+            value, slope, _, stiffness = problem.loss.all(problem.Y, raw)
+            self.ceiling = float(problem.weighted(value).sum() / problem.n)
+            target = -slope / stiffness
+        W = W if start is None else start
+        if self.sketch is None and (start is None or problem.quadratic):
             self.sketch = self._make_sketch(stiffness, target)
             if start is None:
                 assert self.sketch.start is not None
@@ -275,17 +283,21 @@ class _Run:
         return point._replace(decrement=self._decrement(point.evaluation))
 
     def _make_sketch(self, stiffness: Array | None, target: Array | None = None) -> Sketch:
-        self.passes += 1
         self._sketched_stiffness = stiffness
-        return sketch(
+        return self._sketch_of(stiffness, target)
+
+    def _sketch_of(self, curvature: Array | None, target: Array | None = None) -> Sketch:
+        made = sketch(
             self.problem,
-            None if self.problem.quadratic else stiffness,
+            None if self.problem.quadratic else curvature,
             target,
             oversampling=self.settings.oversampling,
             rng=self.rng,
             shuffle=self.settings.shuffle,
             n_threads=self.settings.n_threads,
         )
+        self.passes += made.n_passes
+        return made
 
     def _stale(self, point: _Point) -> bool:
         """Whether the sketch should be made anew: far off, or off and slow, and still needed."""
@@ -326,8 +338,12 @@ class _Run:
     def _rounding(self, evaluation: Evaluation) -> float:
         """Decrement that rounding errors leave."""
         problem = self.problem
-        size = problem.weighted(evaluation.curvature * (evaluation.raw**2 + 1.0)).sum() / problem.n
-        return float((64 * np.finfo(np.float64).eps) ** 2 * size)
+        size = problem.weighted(evaluation.curvature * (evaluation.raw**2 + self.unit)).sum()
+        return float((64 * np.finfo(np.float64).eps) ** 2 * size / problem.n)
+
+    def _slack(self, point: _Point) -> float:
+        """Difference of objectives that may be rounding."""
+        return 1e-13 * (self.unit + abs(point.evaluation.objective))
 
     def _separated(self, point: _Point) -> bool:
         """Whether every row is on the side of its class, and nothing keeps W from growing.
@@ -337,7 +353,7 @@ class _Run:
         problem = self.problem
         if problem.alpha or problem.loss.name not in ("log_loss", "multinomial"):
             return False
-        if not point.evaluation.objective * problem.n < np.log(2):
+        if not point.evaluation.objective * (problem.count or problem.n) < np.log(2):
             return False
         loss = problem.loss.value(problem.Y, point.evaluation.raw)
         loss = loss.sum(axis=1) if loss.ndim == 2 else loss
@@ -345,13 +361,13 @@ class _Run:
 
     def _improved(self, point: _Point, best: _Point) -> bool:
         """Whether a step did what its kind should do: halve the decrement, or descend."""
-        gain, slack = _gain(point, best)
+        gain, slack = best.evaluation.objective - point.evaluation.objective, self._slack(best)
         steady = self.careful or not self.settings.safeguard
         halved = point.decrement <= 0.5 * best.decrement and gain >= -slack
         return bool(np.isfinite(point.decrement) and (halved or (steady and gain > slack)))
 
     def _better(self, point: _Point, best: _Point) -> bool:
-        gain, slack = _gain(point, best)
+        gain, slack = best.evaluation.objective - point.evaluation.objective, self._slack(best)
         return gain > 0 or (gain >= -slack and point.decrement < best.decrement)
 
     def _measured(self, point: _Point, before: _Point | None) -> _Point:
@@ -378,7 +394,7 @@ class _Run:
             _, _, gained = self._conjugate_gradients(
                 sketched, sample, point.evaluation._replace(raw=raw), self._target(point)
             )
-            if gained > max(4 * point.decrement, self._enough(point)):
+            if gained > max(_AGREE * point.decrement, self._enough(point)):
                 self.careful = self.settings.safeguard
         else:
             return point
@@ -395,7 +411,7 @@ class _Run:
         problem, settings = self.problem, self.settings
         if self._newton:
             U, raw_u = self._ahead or self._newton_direction(point)[:2]
-            self._ahead = None
+            self._ahead, self.by_secant = None, self.cautious
             t = self._line_search(point.W, U, raw_u, point.evaluation)
             self.cautious = t < 0.5  # the next step then assumes the curvature of a secant
             return point.W + t * U
@@ -424,7 +440,7 @@ class _Run:
             settings.variance_reduction
             and not self._newton
             and now < before.decrement / 4
-            and (now <= target or now**2 / before.decrement <= margin * target)
+            and (now <= target or now * (now / before.decrement) <= margin * target)
         )
 
     @property
@@ -497,17 +513,28 @@ class _Run:
 
     def _newton_direction(self, point: _Point) -> tuple[Array, Array, float]:
         """Newton step, its raw predictions, and the decrement, by conjugate gradients."""
-        evaluation = point.evaluation
-        stiffness = evaluation.stiffness if self.cautious else None
+        evaluation, target = point.evaluation, self._target(point)
         assert self.sketch is not None
-        found = self._conjugate_gradients(
-            self.sketch, self.problem, evaluation, self._target(point), stiffness
-        )
-        if stiffness is None and not self.problem.quadratic and not found[0].any():
-            # Rows are flat here, not where a step would lead
-            self.cautious = True
-            return self._newton_direction(point)
-        return found
+        if self.problem.quadratic:
+            return self._conjugate_gradients(self.sketch, self.problem, evaluation, target)
+        if not self.cautious:
+            # Against the stiffness some directions are so flat that the residual hides them
+            fresh = self.hessian is None
+            curvature = evaluation.curvature + 1e-12 * evaluation.stiffness
+            self.hessian = made = self.hessian or self._sketch_of(curvature)
+            found = self._conjugate_gradients(made, self.problem, evaluation, target)
+            ratio = found[2] / max(made.decrement(evaluation.gradient), 1e-300)
+            if not 1 / _AGREE < ratio < _AGREE or (found[2] <= self._enough(point) and not fresh):
+                self.hessian = None  # made elsewhere, and not good enough any more, or at the end
+                if not fresh:
+                    return self._newton_direction(point)
+            flat = made.n_clipped > self.sketch.n_clipped
+            bounded = self.problem.loss.name != "poisson"  # by zero, from below
+            if not flat and not (bounded and found[2] > 2 * evaluation.objective):
+                return found
+            self.cautious = True  # directions without curvature, or a gain of more than there is
+        stiffness = evaluation.stiffness
+        return self._conjugate_gradients(self.sketch, self.problem, evaluation, target, stiffness)
 
     def _conjugate_gradients(
         self,
@@ -528,7 +555,6 @@ class _Run:
         residual = -gradient
         z = sketched.newton(residual)
         direction, rho = z, float(np.sum(residual * z))
-        image = residual  # P times the direction
         if problem.quadratic:
             goal = max(0.1 * target, 1e-30 * rho)
         else:
@@ -539,7 +565,7 @@ class _Run:
             product, raw_direction = problem.hessian_product(raw, direction, stiffness)
             self.passes += share
             curvature = float(np.sum(direction * product))
-            if not curvature > _SINGULAR * float(np.sum(direction * image)):
+            if not curvature > 0:
                 break
             step = rho / curvature
             gained += step * rho
@@ -548,14 +574,14 @@ class _Run:
             z = sketched.newton(residual)
             rho, previous = float(np.sum(residual * z)), rho
             direction = z + (rho / previous) * direction
-            image = residual + (rho / previous) * image
         return U, raw_u, gained + rho
 
     def _line_search(self, W: Array, U: Array, raw_u: Array, evaluation: Evaluation) -> float:
         if self.problem.quadratic:
             return 1.0
         slope = float(np.sum(evaluation.gradient * U))
-        before = evaluation.objective + 8 * np.finfo(float).eps * (1 + abs(evaluation.objective))
+        size = self.unit + abs(evaluation.objective)
+        before = evaluation.objective + 8 * np.finfo(float).eps * size
         t = 1.0
         for _ in range(40):
             value = self.problem.mean_loss(evaluation.raw + t * raw_u)
@@ -564,9 +590,3 @@ class _Run:
                 break
             t *= 0.5
         return t
-
-
-def _gain(point: _Point, best: _Point) -> tuple[float, float]:
-    """How much lower the objective is, and what of that may be rounding."""
-    gain = best.evaluation.objective - point.evaluation.objective
-    return gain, 1e-13 * (1 + abs(best.evaluation.objective))

@@ -335,8 +335,8 @@ def make_adversarial_scorer(
     Raises
     ------
     ValueError
-        If the attack is not well defined; by the scorer, if the model is not affine, predictions
-        are NaN, columns do not fit, or bounds exclude the data.
+        If the attack is not well defined, or `feature_scale` is a string; by the scorer, if the
+        model is not affine, predictions are NaN, columns do not fit, or bounds exclude the data.
 
     Notes
     -----
@@ -396,6 +396,9 @@ class _AdversarialScorer(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.feature_scale, str):
+            # any table refuses it; on the data only, a search would turn the error into NaN
+            Table(np.zeros((1, 1))).by_column(self.feature_scale, self.scale_name)
         if _checked_radius(self.radius).ndim != 0:
             raise ValueError(
                 "A scorer returns one number, so radius must be one. For a curve over radii use "

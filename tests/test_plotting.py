@@ -232,6 +232,106 @@ def test_references_may_be_an_array_of_one_for_each_curve(make, name, values):
         display.plot()
 
 
+def of_floors(floor, batch_size=4):
+    return NoiseCalibrationDisplay(
+        variance=X, error=np.tile(Y[:1], (len(floor), 1)), batch_size=batch_size, floor=floor
+    )
+
+
+def test_references_that_agree_are_one_grey_line():
+    display = of_floors([0.5, 0.5, 0.5]).plot()
+    assert [line.get_color() for line in display.references_] == ["0.4", "0.4"]
+    assert legend(display) == ["calibrated, n", "expected sampling error"]
+    # Also those of displays that share axes
+    beside = of_floors([0.5]).plot(display.ax_)
+    assert [line.get_color() for line in beside.references_] == ["0.4", "0.4"]
+    assert legend(beside) == ["calibrated, n", "expected sampling error"]
+
+
+def test_references_that_differ_are_marked_as_their_curves():
+    display = of_floors([0.5, 0.6, 0.7]).plot()
+    calibrated, *floors = display.references_
+    assert calibrated.get_marker() == "None"
+    for curve, line in zip(display.lines_, floors, strict=True):
+        assert line.get_color() == curve.get_color()
+        assert line.get_marker() == curve.get_marker()
+        assert line.get_markevery() == [1]
+        assert 0.9 < line.get_xdata()[1] < 1.0
+    assert len({line.get_marker() for line in floors}) == 3
+    assert len({line.get_xdata()[1] for line in floors}) == 3  # no marker covers another
+    assert legend(display) == ["calibrated, n", "expected sampling error, marked as its curve"]
+    (_, line), curve = (beside := of_floors([0.8]).plot(display.ax_)).references_, beside.line_
+    assert (line.get_color(), line.get_marker()) == (curve.get_color(), curve.get_marker())
+    display.figure_.canvas.draw()
+
+
+@each_display
+def test_labels_and_legend_are_inside_the_figure(display):
+    for n in (1, 2, 7):
+        made = MAKE[display](np.tile(Y, (4, 1))[:n]).plot(names=[f"curve {i}" for i in range(n)])
+        made.ax_.set_ylabel("A label of several words\nin two lines")
+        made.figure_.canvas.draw()
+        inside = made.figure_.bbox.padded(1)
+        for part in (made.ax_.yaxis.label, made.ax_.xaxis.label, made.ax_.get_legend()):
+            box = part.get_window_extent()
+            assert inside.contains(*box.min), (n, part)
+            assert inside.contains(*box.max), (n, part)
+
+
+@each_display
+def test_the_legend_of_many_curves_covers_no_data(display):
+    made = MAKE[display](np.tile(Y, (2, 1))).plot(names=list("abcd"))
+    made.figure_.canvas.draw()
+    legend_box = made.ax_.get_legend().get_window_extent()
+    assert legend_box.y1 < made.ax_.xaxis.label.get_window_extent().y0
+    # Where nothing makes room for it, it stays in the axes
+    _, ax = matplotlib.pyplot.subplots()
+    MAKE[display](np.tile(Y, (2, 1))).plot(ax, names=list("abcd"))
+    ax.figure.canvas.draw()
+    assert ax.bbox.contains(*ax.get_legend().get_window_extent().min)
+
+
+@each_display
+def test_what_plot_would_refuse_is_refused_before_any_work(display):
+    for name in ("plot", *(name for name in dir(display) if name.startswith("from_"))):
+        method = getattr(MAKE[display](Y) if name == "plot" else display, name)
+        required = [
+            p.name
+            for p in inspect.signature(method).parameters.values()
+            if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+        ]
+        given = dict.fromkeys(required, object())
+        for wrong, hint in (
+            ("colour", "; did you mean 'color'?"),
+            ("band_kwarg", "; did you mean 'band_kwargs'?"),
+            ("qqqq", ", nor has matplotlib's Line2D."),
+        ):
+            message = f"^{name} has no argument '{wrong}'{re.escape(hint)}$"
+            with pytest.raises(TypeError, match=message):
+                method(**given, **{wrong: 1})
+        for ax in (matplotlib.pyplot.figure(), np.empty(2)):
+            message = (
+                f"ax must be a matplotlib Axes, got {type(ax).__name__}. Pass plt.subplots()[1], "
+                "or None for a new figure."
+            )
+            with pytest.raises(TypeError, match=re.escape(message)):
+                method(**given, ax=ax)
+
+
+def test_a_misspelt_argument_is_named_with_the_one_that_is_meant():
+    message = "^from_estimator has no argument 'radius'; did you mean 'radii'\\?$"
+    with pytest.raises(TypeError, match=message):
+        AdversarialRiskDisplay.from_estimator(None, X, Y, radius=[1, 2])
+
+
+@each_display
+def test_signatures_are_as_they_are_written(display):
+    methods = [getattr(display, name) for name in dir(display) if name.startswith("from_")]
+    for method in (display, display.plot, *methods):
+        assert "Union" not in str(inspect.signature(method))
+        assert len(str(inspect.signature(method))) < 1000
+
+
 def test_the_module_loads_no_matplotlib():
     code = (
         "import sys, sklearn_gradhess.plotting; "

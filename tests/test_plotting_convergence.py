@@ -8,6 +8,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import load_diabetes
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from sklearn_gradhess import (
     GradientCovarianceEstimator,
@@ -58,7 +60,6 @@ def test_the_threshold_is_where_the_solver_stops():
     (line,) = display.references_
     threshold = CLASSIFIER.tol * CLASSIFIER.history_[-1]["floor"]
     assert_array_equal(line.get_ydata(), [threshold] * 2)
-    assert line.get_color() == display.line_.get_color()
     assert legend(display) == ["PreconditionedSGDClassifier", "stopping threshold (tol)"]
     assert CLASSIFIER.covariance_estimator_.batch_size_ > 1
     assert np.all(display.y[0][:-1] > threshold)
@@ -84,13 +85,14 @@ def test_no_threshold_where_nothing_is_left():
 
 def test_several_models_and_a_foreign_solver_beside_them():
     display = ConvergenceDisplay.from_estimators({"ours": MODEL, "classes": CLASSIFIER})
-    assert legend(display) == ["ours", "classes", "stopping threshold (tol)"]
+    marked = "stopping threshold (tol), marked as its curve"
+    assert legend(display) == ["ours", "classes", marked]
     assert len(display.references_) == 2
     assert display.thresholds[0] == pytest.approx(MODEL.tol * MODEL.history_[-1]["floor"])
     foreign = ConvergenceDisplay(x=[[1, 2, 3]], y=[[1.0, 0.5, 0.0]], names=["theirs"])
     foreign.plot(display.ax_, color="black")
-    shared = ["theirs (1 of 3 zero, not shown)", "stopping threshold (tol)"]
-    assert legend(foreign) == ["ours", "classes", *shared]  # curves first
+    theirs = "theirs (1 of 3 zero, not shown)"
+    assert legend(foreign) == ["ours", "classes", theirs, marked]  # curves first
     assert foreign.line_.get_linestyle() == "-."
     listed = ConvergenceDisplay.from_estimators([MODEL, MODEL], x="iterations")
     assert listed.names == [f"PreconditionedSGDRegressor {i}" for i in (1, 2)]
@@ -116,6 +118,11 @@ def test_thresholds_by_hand():
     assert [line.get_ydata()[0] for line in display.references_] == [0.5]
 
 
+def test_small_data_are_one_point():
+    X, y = load_diabetes(return_X_y=True)
+    assert plot(PreconditionedSGDRegressor(random_state=0).fit(X, y)).line_.get_xdata().size == 1
+
+
 def test_repr():
     display = ConvergenceDisplay(x=[[1, 2], [1]], y=[[2.0, 1.0], [3.0]], names=["a", "b"])
     assert repr(display) == (
@@ -133,9 +140,15 @@ def test_models_without_a_history():
     streamed = PreconditionedSGDRegressor().partial_fit(X, y)
     for model in (streamed, LinearRegression().fit(X, y), GradientCovarianceEstimator().fit(X)):
         kind = type(model).__name__
-        message = f"'{kind}' is a {kind} without a history_, .*not in partial_fit. For other solv"
+        message = f"^{kind} has no history_, .*not in partial_fit. For other solv"
         with pytest.raises(TypeError, match=message):
             plot(model)
+    with pytest.raises(TypeError, match=r"^'ours', a LinearRegression, has no history_, which"):
+        plot(LinearRegression().fit(X, y), name="ours")
+    with pytest.raises(
+        TypeError, match=r"^Pipeline has no .* pass its last step, pipeline\[-1\]\. "
+    ):
+        plot(make_pipeline(StandardScaler(), PreconditionedSGDRegressor()).fit(X, y))
     with pytest.raises(NotFittedError):
         plot(PreconditionedSGDRegressor())
     with pytest.raises(TypeError, match=r"estimators must be a dict or a list.*use from_estimator"):

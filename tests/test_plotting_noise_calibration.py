@@ -278,10 +278,12 @@ def test_curves_of_their_own_batch_sizes_have_lines_of_their_own():
     assert_array_equal([line.get_xdata() for line in display.lines_], [[1, 2], [0.5, 1]])
     xs = [line.get_xdata()[0] for line in display.references_[:2]]
     ys = [line.get_ydata()[0] for line in display.references_[2:]]
-    assert (xs, ys) == ([0.75, 1.0], [0.1, 0.2])
+    assert (xs, ys) == ([1.0, 0.75], [0.1, 0.2])
     assert legend(display) == [
-        "range of the repeats", "calibrated, n less the inherent noise", "expected sampling error"
-    ]  # fmt: skip
+        "range of the repeats",
+        "calibrated, n less the inherent noise, marked as its curve",
+        "expected sampling error, marked as its curve",
+    ]
 
 
 def test_an_error_of_zero_is_left_out_and_the_legend_says_so():

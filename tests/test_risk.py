@@ -13,7 +13,12 @@ from scipy import stats
 from scipy.optimize import minimize
 
 from sklearn_gradhess._gradient_risk import _noncentral_f_gap, gradient_adversarial_risk
-from sklearn_gradhess._risk import dual_norm, gaussian_adversarial_risk
+from sklearn_gradhess._risk import (
+    closed_form,
+    dual_norm,
+    folded_normal,
+    gaussian_adversarial_risk,
+)
 from sklearn_gradhess.exceptions import CalibrationWarning
 
 NORMS = (1, 1.5, 2, 3, np.inf)
@@ -234,6 +239,40 @@ def test_gaussian_risk_refuses_negative_arguments(name, bad):
         gaussian_adversarial_risk(**{**good, name: bad})
 
 
+@pytest.mark.parametrize("share", [1e-12, 0.01, 0.36, 0.81, 0.99, 1 - 1e-9])
+def test_mean_of_the_folded_normal_law(share):
+    # v = 2; SciPy's shape is |a| over the standard deviation
+    a, deviation = 2 * np.sqrt(share), 2 * np.sqrt(1 - share)
+    mean = 2 * folded_normal(share)[0]
+    assert mean == pytest.approx(stats.foldnorm(a / deviation, scale=deviation).mean(), rel=1e-9)
+    assert closed_form(4.0, 0.5, share) == pytest.approx(4.0 + 2 * 0.5 * mean + 0.25, rel=1e-12)
+
+
+@pytest.mark.parametrize("share", [1e-4, 0.1, 0.5, 0.9])
+def test_slopes_of_the_folded_normal_law(share):
+    def mean(a2, variance):
+        return np.sqrt(a2 + variance) * folded_normal(a2 / (a2 + variance))[0]
+
+    _, by_variance, by_mean = folded_normal(share)
+    step = 1e-6 * share
+    rise = mean(share, 1 - share + step) - mean(share, 1 - share - step)
+    assert by_variance == pytest.approx(rise / step, rel=1e-4)
+    rise = mean(share + step, 1 - share) - mean(share - step, 1 - share)
+    assert by_mean == pytest.approx(rise / step, rel=1e-4)
+
+
+def test_the_folded_normal_law_between_its_ends():
+    shares = np.linspace(0, 1, 101)
+    mean, by_variance, by_mean = folded_normal(shares)
+    assert mean[0] == by_variance[0] == np.sqrt(2 / np.pi)
+    assert by_mean[0] == pytest.approx(np.sqrt(2 / np.pi), rel=1e-12)
+    assert mean[-1] == by_mean[-1] == 1.0
+    assert by_variance[-1] == 0.0
+    assert np.all(np.diff(mean) >= -1e-15)
+    # estimates of a^2 over those of v^2: |a| goes on
+    np.testing.assert_allclose(folded_normal(1.44), (1.2, 0.0, 1 / 1.2), rtol=1e-12)
+
+
 # --- gradient_adversarial_risk: values
 
 
@@ -359,6 +398,68 @@ def test_curve_norm_and_target_go_into_the_closed_form(rng):
             assert at_one.value == curve.value[0, 1]
 
 
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("target", ["observed", "clean"])
+def test_the_mean_residual_goes_into_the_curve(single, target, rng):
+    clean, noise = (g[0] for g in draw_pairs(rng, 1, 3, 60, 64, m2=1.0, s2=1.0, mean_residual=2.0))
+    radii = np.array([0.0, 0.5, 1e6])
+    found = estimate(
+        clean, noise, 64, intercept=True, single=single, target=target, radius=radii,
+        noise_variance=1.0 if single else None,
+    )  # fmt: skip
+    mean = (clean - noise if single else clean)[:, 0]
+    a2 = mean.mean() ** 2 - mean.var(ddof=1) / 60
+    assert found.mean_residual == pytest.approx(np.sqrt(a2), rel=1e-12)
+    v2, limits = (
+        (found.excess_risk, found.excess_risk_interval)
+        if target == "clean"
+        else (found.mean_squared_error, found.mean_squared_error_interval)
+    )
+    deviation, reach = np.sqrt(v2 - a2), radii * found.dual_norm
+    mae = stats.foldnorm(np.sqrt(a2) / deviation, scale=deviation).mean()
+    np.testing.assert_allclose(found.value, v2 + 2 * reach * mae + reach**2, rtol=1e-12)
+    assert (found.low[0], found.high[0]) == pytest.approx(limits)
+    assert np.all((found.low < found.value) & (found.value < found.high))
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_nothing_changes_where_the_mean_residual_is_zero(single, rng):
+    clean, noise = (g[0] for g in draw_pairs(rng, 1, 3, 60, 64, m2=1.0, s2=1.0))
+    for g in (clean, noise):
+        g[:, 0] -= g[:, 0].mean()
+    found = estimate(
+        clean, noise, 64, intercept=True, single=single, target="clean", radius=[0.0, 0.5]
+    )
+    assert found.mean_residual == 0.0
+    told = (found.excess_risk, *found.excess_risk_interval)
+    for curve, m2 in zip((found.value, found.low, found.high), told, strict=True):
+        np.testing.assert_array_equal(
+            curve, gaussian_adversarial_risk(m2, found.dual_norm, found.radius)
+        )
+
+
+def test_limits_of_the_risk_have_the_errors_of_its_estimate():
+    # pairs, the error against y: to first order the log of the risk has the variance of the
+    # influences of n var(c_0) and of mean(c_0) through the closed form, here by a difference
+    rng = np.random.default_rng(0)
+    k, n, radius = 4000, 16, 0.7
+    clean, noise = (g[0] for g in draw_pairs(rng, 1, 2, k, n, m2=1.0, s2=0.5, mean_residual=1.5))
+    found = estimate(clean, noise, n, intercept=True, radius=radius)
+    c = clean[:, 0] - clean[:, 0].mean()
+    a, variance = clean[:, 0].mean(), n * c.var(ddof=1)
+
+    def risk(a, variance):
+        v2 = variance + a**2
+        return closed_form(v2, radius * found.dual_norm, a**2 / v2)
+
+    step = 1e-5
+    by_a = (risk(a + step, variance) - risk(a - step, variance)) / (2 * step)
+    by_variance = (risk(a, variance + step) - risk(a, variance - step)) / (2 * step)
+    error = (by_a * c + by_variance * n * c**2).std(ddof=1) / np.sqrt(k)
+    # Student's quantile, and the curvature of order error / risk
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.01)
+
+
 def test_levels_are_nested_and_the_result_is_frozen_and_readable(rng):
     clean, noise = (g[0] for g in draw_pairs(rng, 1, 3, 100, 16, m2=1.0, s2=2.0))
     for kwargs in ({}, {"single": True, "noise_variance": 2.0}):
@@ -479,6 +580,49 @@ def test_single_noise_intervals_cover(m2, share):
             low, high = found.excess_risk_interval
             hits.append(low <= m2 <= high)
     assert COVERAGE[0] <= np.mean(hits) <= COVERAGE[1]
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.6, 0.9])
+def test_risks_are_covered_at_any_mean_residual(ratio):
+    # of v = 1; the rest of v^2 is half error of the coefficients, half noise
+    rng = np.random.default_rng(int(10 * ratio))
+    half, radii, k, n = (1 - ratio**2) / 2, np.array([0.0, 0.5, 1.0]), 100, 16
+    reach = radii * np.sqrt(3)  # the dual norm of three ones
+    truth = {"clean": closed_form(ratio**2 + half, reach, ratio**2 / (ratio**2 + half)),
+             "observed": closed_form(1.0, reach, ratio**2)}  # fmt: skip
+    law = {"s2": half, "m2": half, "mean_residual": ratio}
+    schemes = [("clean", False), ("observed", False), ("clean", True)]
+    hits, ratios = [], []
+    for _ in range(REPS // 50):
+        drawn = draw_pairs(rng, 50, 3, k, n, **law), draw_pairs(rng, 50, 3, k, n, **law | {"s2": 0})
+        for pair, plain in zip(*(zip(*d, strict=True) for d in drawn), strict=True):
+            found = [
+                (estimate(*(plain if single else pair), n, intercept=True, single=single,
+                          target=target, radius=radii), truth[target])
+                for target, single in schemes
+            ]  # fmt: skip
+            hits.append([(f.low <= t) & (t <= f.high) for f, t in found])
+            ratios.append([f.value / t for f, t in found])
+    coverage = np.mean(hits, axis=0)
+    assert np.all(coverage >= COVERAGE[0]), coverage
+    assert np.all(coverage <= COVERAGE[1]), coverage
+    # no bias: four standard errors of the mean, and terms of order 1/k
+    error = np.std(ratios, axis=0) / np.sqrt(REPS)
+    assert np.all(np.abs(np.mean(ratios, axis=0) - 1) < 4 * error + 1 / k)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_risks_at_an_optimum_are_covered(single):
+    # m^2 = 0 is the lower end of what there can be: only limits that are too high miss it
+    rng = np.random.default_rng(0)
+    radii, hits = np.array([0.0, 0.5, 1.0]), []
+    truth = closed_form(1.0, radii * np.sqrt(3))
+    label_noise = 0.0 if single else 1.0
+    for c, h in zip(*draw_pairs(rng, REPS, 3, 60, 8, m2=0.0, s2=label_noise), strict=True):
+        found = estimate(c, h, 8, intercept=True, single=single, radius=radii,
+                         noise_variance=1.0)  # fmt: skip
+        hits.append(found.low <= truth * (1 + 1e-12))
+    assert np.min(np.mean(hits, axis=0)) >= COVERAGE[0]
 
 
 # --- what is refused

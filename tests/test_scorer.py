@@ -399,6 +399,7 @@ def test_what_is_not_affine_is_refused_or_linearized():
         ({"radius": np.nan}, "radius must be finite and >= 0, got nan"),
         ({"radius": [0.1, 0.2]}, "A scorer returns one number.*adversarial_mean_squared_error"),
         ({"norm": 0.9}, "norm must be >= 1"),
+        ({"feature_scale": "std"}, "feature_scale='std', but.*X_train.std(axis=0), taken once"),
         ({"metric": "rmse"}, "metric must be 'mse', 'mae' or 'accuracy', got 'rmse'"),
         ({"on_nonaffine": "warn"}, "on_nonaffine must be 'raise' or 'linearize', got 'warn'"),
         ({"bounds": (0, 1)}, "bounds cut a box exactly, so they need norm=inf, got norm=2"),
@@ -424,7 +425,6 @@ def test_bad_input_is_told_when_it_is_made(settings, message):
     [
         ({"feature_scale": STD[1:]}, "feature_scale has shape (9,), but X has 10 columns"),
         ({"feature_scale": -STD}, "feature_scale must be finite and >= 0"),
-        ({"feature_scale": "std"}, "feature_scale='std', but.*X_train.std(axis=0), taken once"),
         ({"feature_scale": {"bmi": 1}}, "feature_scale goes by column names, but X is no data"),
         ({"norm": np.inf, "bounds": (0, 100)}, "bounds exclude values that are in X, in the col"),
         ({"features": ["bmi"]}, "features names ['bmi'], which are not columns of X"),

@@ -629,3 +629,64 @@ def test_hardly_more_batches_than_coefficients_are_not_taken_for_converged(
     assert solution.sketch.n_batches > problem.p + 10
     assert solution.converged
     assert gap(problem, solution.W) < 0.05
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_level_of_two_rows_does_not_vanish(mini_batches, seed):
+    # Their signs may differ and both be in one batch: of 150 levels about one in two sketches
+    rng = np.random.default_rng(seed)
+    level = np.repeat(np.arange(150), 2)
+    X = np.zeros((40_000, 160))
+    X[np.arange(300), 10 + level] = 1.0
+    X[:, :10] = rng.standard_normal((40_000, 10))
+    y = X.sum(axis=1, keepdims=True) + 0.1 * rng.standard_normal((40_000, 1))
+    problem = Problem(X, y, None, make_loss("squared_error"), 0.0, False)
+    solution = solve(problem, Settings(oversampling=1.1), rng)
+    assert solution.converged
+    assert solution.sketch.n_clipped == 0
+    assert gap(problem, solution.W) < 0.05
+
+
+@pytest.mark.parametrize("name", ["squared_error", "huber"])
+@pytest.mark.parametrize("unit", [1e-150, 1e-20, 1.0, 1e20, 1e120])
+def test_the_unit_of_the_targets_does_not_matter(mini_batches, rng, name, unit):
+    X, noise = rng.standard_normal((4000, 5)), rng.standard_normal((4000, 1))
+    y = X.sum(axis=1, keepdims=True) + noise
+    solutions = []
+    for u in (1.0, unit):
+        loss = make_loss(name, epsilon=1.35 * u) if name == "huber" else make_loss(name)
+        problem = Problem(X, u * y, None, loss, 0.0, False)
+        solutions.append(solve(problem, Settings(), np.random.default_rng(0)))
+    assert solutions[1].converged
+    assert len(solutions[1].history) == len(solutions[0].history)
+    assert_allclose(solutions[1].W / unit, solutions[0].W, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_without_a_tolerance_it_ends_at_rounding(mini_batches, rng, name):
+    X = rng.standard_normal((4000, 4)) + 100
+    problem = Problem(X, targets(name, rng, 4000), None, the_loss(name), 0.0, True)
+    solution = solve(problem, Settings(tol=0.0), rng)
+    assert solution.converged
+    assert len(solution.history) < 40
+    assert solution.history[-1]["decrement"] < 1e-12
+
+
+def test_a_stop_leaves_the_coefficients_where_they_were_seen(rng):
+    problem, seen = make("poisson", rng, n=60), []
+
+    def watch(W, record):
+        seen.append(W.copy())
+        return record["decrement"] < 1e-9  # about to converge
+
+    solution = solve(problem, Settings(on_iteration=watch), rng)
+    assert_array_equal(solution.W, seen[-1])
+
+
+def test_a_start_worse_than_the_null_model_is_dropped(mini_batches, rng):
+    X = rng.standard_normal((4000, 4))
+    y = rng.poisson(np.exp(X.sum(axis=1, keepdims=True) / 4)).astype(float)
+    problem = Problem(X, y, None, make_loss("poisson"), 0.0, True)
+    solution = solve(problem, Settings(), rng, 1e3 * rng.standard_normal((5, 1)))
+    assert solution.converged
+    assert len(solution.history) < 20

@@ -1,5 +1,7 @@
 """Risk of models against the radius of an attack."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -189,7 +191,10 @@ class AdversarialRiskDisplay(CurveDisplay):
         ValueError
             If radii are not increasing from zero or more, or the model or the attack is not as
             `make_adversarial_scorer` needs them.
+        TypeError
+            If `plot` would refuse an argument.
         """
+        cls._ready("from_estimator", ax, kwargs)
         return cls.from_estimators(
             {type(estimator).__name__ if name is None else name: estimator},
             X,
@@ -263,9 +268,9 @@ class AdversarialRiskDisplay(CurveDisplay):
             If there is no model, radii are not increasing from zero or more, or a model or the
             attack is not as `make_adversarial_scorer` needs them.
         TypeError
-            If `estimators` is one model.
+            If `estimators` is one model, or `plot` would refuse an argument.
         """
-        cls._pyplot()
+        cls._ready("from_estimators", ax, kwargs)
         named, radii = by_name(estimators), _checked_radii(radii)
         scorer = make_adversarial_scorer(
             0.0,
@@ -357,8 +362,10 @@ class AdversarialRiskDisplay(CurveDisplay):
         ValueError
             If radii are not increasing from zero or more, or `gradient_adversarial_risk` refuses
             the gradients.
+        TypeError
+            If `plot` would refuse an argument.
         """
-        cls._pyplot()
+        cls._ready("from_gradients", ax, kwargs)
         found = gradient_adversarial_risk(
             gradients,
             antithetic,

@@ -1,5 +1,7 @@
 """Progress of solvers against passes, time or rounds."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -8,7 +10,7 @@ import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess._sgd import PreconditionedSGD
-from sklearn_gradhess.plotting._inputs import by_name
+from sklearn_gradhess.plotting._inputs import by_name, called, last_step
 from sklearn_gradhess.plotting._style import CurveDisplay
 
 __all__ = ["ConvergenceDisplay"]
@@ -72,17 +74,24 @@ class ConvergenceDisplay(CurveDisplay):
     --------
     sklearn_gradhess.linear_model.PreconditionedSGDRegressor : Its `history_` is what is drawn.
 
+    Notes
+    -----
+    The history has one point a round. Small data are solved at once, by a single Newton step on all
+    rows: their curve is one point.
+
     References
     ----------
     MATH section 4.3.
 
     Examples
     --------
-    >>> from sklearn.datasets import load_diabetes
     >>> from sklearn_gradhess import PreconditionedSGDRegressor
+    >>> from sklearn_gradhess.datasets import make_hessian_regression
     >>> from sklearn_gradhess.plotting import ConvergenceDisplay
-    >>> X, y = load_diabetes(return_X_y=True, scaled=False)
-    >>> model = PreconditionedSGDRegressor(random_state=0).fit(X, y)
+    >>> data = make_hessian_regression(60_000, 50, condition_number=1e4, random_state=0)
+    >>> model = PreconditionedSGDRegressor(random_state=0).fit(data.data, data.target)
+    >>> len(model.history_) > 1
+    True
     >>> display = ConvergenceDisplay.from_estimator(model)  # doctest: +SKIP
     >>> other = ConvergenceDisplay(
     ...     x=[[1, 2, 3]], y=[[1.0, 0.1, 0.01]], names=["another solver"])
@@ -128,10 +137,8 @@ class ConvergenceDisplay(CurveDisplay):
 
     def _dress(self, ax: Any) -> None:
         thresholds = self._each(self.thresholds, "thresholds", len(self.lines_))
-        for line, threshold in zip(self.lines_, thresholds, strict=True):
-            if threshold is not None and threshold > 0:
-                style = {"linestyle": ":", "color": line.get_color()}
-                self._refer(ax, "horizontal", [threshold], "stopping threshold (tol)", **style)
+        shown = [(float(t),) if t is not None and t > 0 else () for t in thresholds]
+        self._refer(ax, "horizontal", shown, "stopping threshold (tol)", linestyle=":")
         ax.set(
             xlabel=_X_LABELS.get(self.x_quantity, self.x_quantity),
             ylabel=_Y_LABELS.get(self.y_quantity, self.y_quantity),
@@ -179,10 +186,11 @@ class ConvergenceDisplay(CurveDisplay):
         NotFittedError
             If the model is not fitted.
         TypeError
-            If the model keeps no history.
+            If the model keeps no history, or `plot` would refuse an argument.
         ValueError
             If x or y is unknown, or the history does not tell it.
         """
+        cls._ready("from_estimator", ax, kwargs)
         return cls.from_estimators(
             {type(estimator).__name__ if name is None else name: estimator},
             x=x,
@@ -234,11 +242,12 @@ class ConvergenceDisplay(CurveDisplay):
         NotFittedError
             If a model is not fitted.
         TypeError
-            If `estimators` is one model, or a model keeps no history.
+            If `estimators` is one model, a model keeps no history, or `plot` would refuse an
+            argument.
         ValueError
             If there is no model, x or y is unknown, or a history does not tell it.
         """
-        cls._pyplot()
+        cls._ready("from_estimators", ax, kwargs)
         if x not in _X_LABELS or y not in _Y_LABELS:
             raise ValueError(
                 f"x={x!r} must be one of {tuple(_X_LABELS)}, and y={y!r} one of {tuple(_Y_LABELS)}."
@@ -278,9 +287,9 @@ def _curve(name: str, estimator: Any, x: str, y: str) -> tuple[Array, Array]:
         history = getattr(estimator, "history_", None)
     if history is None:
         raise TypeError(
-            f"{name!r} is a {type(estimator).__name__} without a history_, which "
-            "PreconditionedSGDRegressor and PreconditionedSGDClassifier keep in fit, not in "
-            "partial_fit. For other solvers use ConvergenceDisplay(x=[passes], y=[values])."
+            f"{called(name, estimator)} has no history_, which PreconditionedSGDRegressor and "
+            f"PreconditionedSGDClassifier keep in fit, not in partial_fit.{last_step(estimator)} "
+            "For other solvers use ConvergenceDisplay(x=[passes], y=[values])."
         )
     key = "decrement" if y == "decrement" else "loss"
     values = np.array([record[key] for record in history])

@@ -1,5 +1,7 @@
 """Eigenvalues of Hessians, and of what a preconditioner makes of them."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,7 +13,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess.covariance import GradientCovarianceEstimator
 from sklearn_gradhess.diagnostics import nuisance
-from sklearn_gradhess.plotting._inputs import as_covariance, by_name, eigenvalues
+from sklearn_gradhess.plotting._inputs import (
+    as_covariance,
+    by_name,
+    called,
+    eigenvalues,
+    last_step,
+)
 from sklearn_gradhess.plotting._style import CurveDisplay
 
 __all__ = ["HessianSpectrumDisplay"]
@@ -132,10 +140,9 @@ class HessianSpectrumDisplay(CurveDisplay):
         from matplotlib.ticker import MaxNLocator
 
         limits = self._each(self.limits, "limits", len(self.lines_))
-        for line, pair in zip(self.lines_, limits, strict=True):
-            if pair is not None:
-                label = "limits, inverse Marchenko-Pastur law"
-                self._refer(ax, "horizontal", pair, label, linestyle=":", color=line.get_color())
+        pairs = [() if pair is None else tuple(map(float, pair)) for pair in limits]
+        label = "limits, inverse Marchenko-Pastur law"
+        self._refer(ax, "horizontal", pairs, label, linestyle=":")
         ax.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
         what = r"Eigenvalue of $P^{-1}\Sigma$" if self.relative else "Eigenvalue of the Hessian"
         ax.set(xlabel="Index, in decreasing order", ylabel=what)
@@ -178,10 +185,11 @@ class HessianSpectrumDisplay(CurveDisplay):
         NotFittedError
             If the estimator is not fitted.
         TypeError
-            If the estimator has no `covariance_`.
+            If the estimator has no `covariance_`, or `plot` would refuse an argument.
         ValueError
             If a matrix is no covariance of as many features.
         """
+        cls._ready("from_estimator", ax, kwargs)
         return cls.from_estimators(
             {type(estimator).__name__ if name is None else name: estimator},
             covariance=covariance,
@@ -228,12 +236,13 @@ class HessianSpectrumDisplay(CurveDisplay):
         NotFittedError
             If an estimator is not fitted.
         TypeError
-            If `estimators` is one estimator, or one has no `covariance_`.
+            If `estimators` is one estimator, one has no `covariance_`, or `plot` would refuse an
+            argument.
         ValueError
             If there is no estimator, or a matrix is no covariance of as many features; if an
             estimator has the name of the given covariance.
         """
-        cls._pyplot()
+        cls._ready("from_estimators", ax, kwargs)
         named, truth = by_name(estimators), "Given covariance"
         if covariance is not None and truth in named:
             raise ValueError(
@@ -245,9 +254,9 @@ class HessianSpectrumDisplay(CurveDisplay):
             check_is_fitted(estimator)
             if not hasattr(estimator, "covariance_"):
                 raise TypeError(
-                    f"{name!r} is a {type(estimator).__name__} without a covariance_. Pass a "
-                    "fitted GradientCovarianceEstimator; of a fitted model its "
-                    "covariance_estimator_."
+                    f"{called(name, estimator)} has no covariance_. Pass a fitted "
+                    "GradientCovarianceEstimator; of a fitted model its covariance_estimator_."
+                    f"{last_step(estimator)}"
                 )
             matrices[name] = estimator
             spreads.append(_spread(estimator))
@@ -287,11 +296,11 @@ class HessianSpectrumDisplay(CurveDisplay):
         Raises
         ------
         TypeError
-            If `covariances` is no dict.
+            If `covariances` is no dict, or `plot` would refuse an argument.
         ValueError
             If it is empty, or a matrix is not symmetric or of another size than `relative_to`.
         """
-        cls._pyplot()
+        cls._ready("from_covariances", ax, kwargs)
         if not hasattr(covariances, "items"):
             raise TypeError(
                 "covariances must be a dict of matrices by name, got "
@@ -302,9 +311,7 @@ class HessianSpectrumDisplay(CurveDisplay):
         return cls._of(covariances, [None] * len(covariances), relative_to).plot(ax, **kwargs)
 
     @classmethod
-    def _of(
-        cls, matrices: dict[str, Any], spreads: list["_Spread | None"], relative_to: Any
-    ) -> Self:
+    def _of(cls, matrices: dict[str, Any], spreads: list[_Spread | None], relative_to: Any) -> Self:
         d = None
         if relative_to is not None:
             relative_to = as_covariance(relative_to, "relative_to")

@@ -1,12 +1,14 @@
 """What the displays take: models by name, matrices, increasing values."""
 
+from __future__ import annotations
+
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["as_covariance", "as_increasing", "by_name", "eigenvalues"]
+__all__ = ["as_covariance", "as_increasing", "by_name", "called", "eigenvalues", "last_step"]
 
 Array = npt.NDArray[np.float64]
 
@@ -29,6 +31,17 @@ def by_name(estimators: Any) -> dict[str, Any]:
         seen[kind] += 1
         named[kind if total[kind] == 1 else f"{kind} {seen[kind]}"] = estimator
     return named
+
+
+def called(name: str, estimator: Any) -> str:
+    """Call an estimator by its name and its class, unless that is its name."""
+    kind = type(estimator).__name__
+    return kind if name == kind else f"{name!r}, a {kind},"
+
+
+def last_step(estimator: Any) -> str:
+    """Say what to pass of a pipeline."""
+    return " Of a Pipeline pass its last step, pipeline[-1]." if hasattr(estimator, "steps") else ""
 
 
 def as_increasing(values: npt.ArrayLike, name: str, example: str) -> Array:

@@ -1,5 +1,7 @@
 """Error of the Hessian against the noise that was injected: the V."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Sequence
 from numbers import Integral
@@ -60,7 +62,8 @@ class NoiseCalibrationDisplay(CurveDisplay):
     bands_ : list of matplotlib PolyCollection
         One for each curve, where there are limits.
     references_ : list of matplotlib Line2D
-        The calibrated variance and the expected sampling error, one line for each different value.
+        The calibrated variance and the expected sampling error, one line for each curve, or for
+        all where they agree.
     ax_ : matplotlib Axes
         Axes with the curves.
     figure_ : matplotlib Figure
@@ -130,13 +133,16 @@ class NoiseCalibrationDisplay(CurveDisplay):
         if self.batch_size is not None:
             inherent = np.asarray(self.inherent_variance, dtype=np.float64)
             label = "calibrated, n less the inherent noise" if inherent.any() else "calibrated, n"
-            calibrated = np.unique(1 - inherent / self._unit())
+            calibrated = self._for_each(1 - inherent / self._unit())
             self._refer(ax, "vertical", calibrated, label, linestyle="-")
         if self.floor is not None:
             label = "expected sampling error"
-            self._refer(ax, "horizontal", np.unique(self.floor), label, linestyle=":")
+            self._refer(ax, "horizontal", self._for_each(self.floor), label, linestyle=":")
         unit = "" if self.batch_size is None else " / batch size n"
         ax.set(xlabel=f"Injected noise variance{unit}", ylabel="Relative error, operator norm")
+
+    def _for_each(self, values: Any) -> list[tuple[float]]:
+        return [(float(v),) for v in np.broadcast_to(values, len(self.lines_))]
 
     @staticmethod
     def _scale(ax: Any) -> None:
@@ -230,11 +236,11 @@ class NoiseCalibrationDisplay(CurveDisplay):
         Raises
         ------
         TypeError
-            If the estimator is another one.
+            If the estimator is another one, or `plot` would refuse an argument.
         ValueError
             If the estimator injects no noise, or an argument is out of range.
         """
-        cls._pyplot()
+        cls._ready("from_estimator", ax, kwargs)
         _check_estimator(estimator)
         return cls.from_estimators(
             {f"{estimator.noise} noise" if name is None else name: estimator},
@@ -306,11 +312,12 @@ class NoiseCalibrationDisplay(CurveDisplay):
         Raises
         ------
         TypeError
-            If `estimators` is one estimator, or one of them is no GradientCovarianceEstimator.
+            If `estimators` is one estimator, or one of them is no GradientCovarianceEstimator,
+            or `plot` would refuse an argument.
         ValueError
             If there is no estimator, one injects no noise, or an argument is out of range.
         """
-        cls._pyplot()
+        cls._ready("from_estimators", ax, kwargs)
         named = by_name(estimators)
         check_scalar(n_repeats, "n_repeats", Integral, min_val=1)
         if variances is not None:

@@ -1,7 +1,11 @@
 """What the displays share: curves that differ without colour, bands, reference lines, legends."""
 
+from __future__ import annotations
+
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -13,9 +17,12 @@ Array = npt.NDArray[np.float64]
 # Told apart without colour: four line styles, then the same with markers
 _LINESTYLES = ("-", "--", "-.", ":")
 _MARKERS = ("", "o", "s", "^", "D", "v")
-# Where every point is measured it has a marker: three of them against four styles repeat after 12
-_POINT_MARKERS = ("o", "s", "^")
+# Where every point is measured it has a marker: seven of them against four styles repeat after 28
+_POINT_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _N_MARKERS = 8
+_LOOK = ("color", "marker", "markersize", "fillstyle")  # what tells whose a line is
+_MARKED = ", marked as its curve"
+_MAX_INSIDE = 3  # curves whose legend has room beside them
 
 
 class CurveDisplay(ABC):
@@ -60,17 +67,19 @@ class CurveDisplay(ABC):
         ------
         ImportError
             If matplotlib is not installed.
+        TypeError
+            If `ax` is no Axes, or an argument is no property of a Line2D.
         ValueError
             If there are more names, limits or references, or fewer, than curves, or curves and
             limits are not as the display needs them.
         """
+        plt = self._ready("plot", ax, kwargs)
         x, y = self._curves()
         labels = self._labels(names, len(y))
         low, high, band_label = self._limits()
         low, high = self._alike(low, "low", y), self._alike(high, "high", y)
-        plt = self._pyplot()
         self.lines_, self.bands_, self.references_ = [], [], []
-        ax = plt.subplots()[1] if ax is None else ax
+        ax = plt.subplots(layout="constrained")[1] if ax is None else ax
         self._draw(ax, x, y, labels, kwargs)
         self._fill(ax, low, high, band_label, band_kwargs or {})
         self._dress(ax)
@@ -90,8 +99,8 @@ class CurveDisplay(ABC):
         """Draw lines of reference, and label the axes."""
 
     @classmethod
-    def _pyplot(cls) -> Any:
-        """Import matplotlib; what computes looks here first, not to compute in vain."""
+    def _ready(cls, method: str, ax: Any, given: Iterable[str]) -> Any:
+        """Import matplotlib and see what it is given; methods begin here, not to work in vain."""
         try:
             import matplotlib.pyplot as plt
         except ImportError as error:
@@ -99,6 +108,20 @@ class CurveDisplay(ABC):
                 f"{cls.__name__} needs matplotlib. Install it with "
                 'pip install "sklearn_gradhess[plot]".'
             ) from error
+        if not (ax is None or isinstance(ax, plt.Axes)):
+            raise TypeError(
+                f"ax must be a matplotlib Axes, got {type(ax).__name__}. Pass plt.subplots()[1], "
+                "or None for a new figure."
+            )
+        own = [p for p in inspect.signature(getattr(cls, method)).parameters if p != "kwargs"]
+        own += ["names", "band_kwargs"]
+        styles = [name[4:] for name in dir(plt.Line2D) if name.startswith("set_")]
+        for name in given:
+            if name not in (*own, *styles, "scalex", "scaley"):
+                close = get_close_matches(name, own, 1) or get_close_matches(name, styles, 1)
+                other = ", nor has matplotlib's Line2D."
+                hint = f"; did you mean {close[0]!r}?" if close else other
+                raise TypeError(f"{method} has no argument {name!r}{hint}")
         return plt
 
     @staticmethod
@@ -190,12 +213,29 @@ class CurveDisplay(ABC):
             ax.autoscale_view()
         return band
 
-    def _refer(self, ax: Any, kind: str, values: Iterable[float], label: str, **style: Any) -> None:
-        """Draw thin lines across the axes, with one legend entry for all."""
+    def _refer(
+        self, ax: Any, kind: str, values: Sequence[tuple[float, ...]], label: str, **style: Any
+    ) -> None:
+        """Draw thin lines across the axes, at the values of each curve.
+
+        Where all curves agree their line is grey. Else each line has the colour of its curve and
+        ends in its marker, further inside for every curve, so that no marker covers another.
+        """
         draw = ax.axvline if kind == "vertical" else ax.axhline
         style = {"color": "0.4", "linewidth": 1.0, "zorder": 1} | style
-        for value in values:
-            self.references_.append(draw(value, label=_new(ax, label), **style))
+        curves = curves_of(ax)
+        first = len(curves) - len(self.lines_)  # on axes that displays share
+        there = {tuple(line.get_xydata()[0]) for line in ax.lines if line not in curves}
+        places = {(v, 0.0) if kind == "vertical" else (0.0, v) for own in values for v in own}
+        if len(set(values)) == 1 and (not first or places <= there):
+            for value in values[0]:
+                self.references_.append(draw(value, label=_new(ax, label), **style))
+            return
+        draw(np.nan, label=_new(ax, label + _MARKED), **style)  # for the legend
+        for i, (line, own) in enumerate(zip(self.lines_, values, strict=True), first):
+            look = {name: getattr(line, f"get_{name}")() for name in _LOOK} | {"markevery": [1]}
+            end = 0.98 - 0.03 * (i % 20)
+            self.references_ += [draw(value, 0, end, **style | look) for value in own]
 
     def _finish(self, ax: Any) -> None:
         curves = curves_of(ax)
@@ -204,7 +244,7 @@ class CurveDisplay(ABC):
             zip(*ax.get_legend_handles_labels(), strict=True), key=lambda e: e[0] not in curves
         )
         if entries:
-            ax.legend(*zip(*entries, strict=True))
+            ax.legend(*zip(*entries, strict=True), **_place(ax, [label for _, label in entries]))
         self.line_, self.ax_, self.figure_ = self.lines_[0], ax, ax.figure
 
     def _described(self, n_curves: int) -> str:
@@ -221,6 +261,21 @@ def curves_of(ax: Any) -> list[Any]:
 def as_rows(values: Any) -> Any:
     """Make one curve the only row of several; None stays None."""
     return None if values is None else np.atleast_2d(np.asarray(values, dtype=np.float64))
+
+
+def _place(ax: Any, labels: list[str]) -> dict[str, Any]:
+    """Place the legend: a large one below the axes, where a layout engine makes room for it."""
+    large = len(curves_of(ax)) > _MAX_INSIDE or any(label.endswith(_MARKED) for label in labels)
+    if not large or ax.figure.get_layout_engine() is None:
+        return {}
+    from matplotlib.transforms import ScaledTranslation
+
+    inch = ax.figure.dpi_scale_trans
+    below = ax.transAxes + ScaledTranslation(0, -0.45, inch)  # ticks and label of the axis
+    width = ax.get_window_extent().transformed(inch.inverted()).width
+    columns = round(width / (0.5 + 0.065 * max(map(len, labels))))
+    style = {"loc": "upper center", "fontsize": "small", "ncols": max(1, columns)}
+    return style | {"bbox_to_anchor": (0.5, 0.0), "bbox_transform": below}
 
 
 def _new(ax: Any, label: str) -> str | None:
