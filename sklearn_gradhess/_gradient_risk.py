@@ -202,7 +202,7 @@ def gradient_adversarial_risk(
     -----
     At radius > 0 residuals are taken for Gaussian, of the mean a that the intercept's gradient
     tells; without `has_intercept` of mean zero, which gives too little where it is not: their mean
-    absolute value is ``sqrt(2/pi) v`` at a = 0, and goes up to v at |a| = v.
+    absolute value is ``sqrt(2/pi) v`` at a = 0, and goes up to v at ``abs(a) = v``.
 
     Pairs without `has_intercept`: the error against y takes features for Gaussian about zero;
     elliptical ones of kurtosis 3 kappa inflate it to ``s^2 + kappa m^2``.
