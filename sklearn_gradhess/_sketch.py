@@ -126,7 +126,7 @@ def sketch(
     shuffle: bool = True,
     n_threads: int = 1,
 ) -> Sketch:
-    """Sketch the Hessian, and a least-squares problem with it. One pass.
+    """Sketch the Hessian, and a least-squares problem with it. One pass; two if it is singular.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def sketch(
     inverses = [_whitening(factor[:p, :p], problem) for factor in factors]
     n_passes = 1
     if not exact and any(clipped for _, clipped in inverses):
-        # Singular, or the signs of the only rows of a direction have cancelled: never twice
+        # Singular, or the signs of the only rows of a direction have cancelled: hardly ever twice
         more, mixed_too, k_too = draw(shuffle=True)
         pairs = zip(factors, more, strict=True)
         factors = [triangular_factor(np.vstack(pair)) / np.sqrt(2) for pair in pairs]

@@ -6,9 +6,9 @@ Two methods use the sketch:
   ``v x' P^-1 x``, as estimated, plus its mean. Whatever the data, no drawn row then has much more
   than the mean leverage after reweighting, so one step size serves all, and rare levels and
   outliers need no special treatment;
-- Newton steps solved by preconditioned conjugate gradients with exact Hessian products and a line
-  search: for data that are small against the number of coefficients, and where the first method
-  fails to halve the decrement.
+- Newton steps solved by conjugate gradients, preconditioned with a sketch of the Hessian itself,
+  with exact Hessian products and a line search: for data that are small against the number of
+  coefficients, and where the first method fails to halve the decrement or its sketch is far off.
 
 Both see the data in passes; without a penalty every map is affine equivariant.
 """
@@ -32,7 +32,7 @@ _FAST = 20.0  # factor by which one round of steps should shrink the decrement
 _AGREE = 4.0  # factor up to which a sketch and conjugate gradients agree on a decrement
 _SOFTENED = 2.0  # factor by which steps may be longer where the rows have softened
 _STEPS = 40  # variance-reduced steps between two full gradients
-_SAMPLE = 32  # rows a coefficient whose curvature checks a decrement; half of them see a rare level
+_SAMPLE = 32  # rows a coefficient to check a decrement on; a lone row is drawn 16 times on the mean
 
 
 @dataclass
@@ -115,10 +115,10 @@ class _Run:
         self.careful = False  # whether the mini-batch steps have failed
         self.cautious = False  # whether a Newton step by the second derivative has
         self.by_secant = False  # whether the last step assumed the stiffness instead
-        scale_free = problem.loss.name not in ("squared_error", "huber")
+        dimensionless = problem.loss.name not in ("squared_error", "huber")
         square = problem.weighted(problem.Y**2).sum() / problem.n
         self.hessian: Sketch | None = None  # of the curvature, for Newton steps
-        self.unit = 1.0 if scale_free else float(square)  # in that of the loss
+        self.unit = 1.0 if dimensionless else float(square)  # of the loss
         self.clock = time.perf_counter()
         self.history: list[dict[str, Any]] = []
         self._ahead: tuple[Array, Array] | None = None  # Newton step that was found already
@@ -546,8 +546,8 @@ class _Run:
     ) -> tuple[Array, Array, float]:
         """Solve ``H U = -gradient``; raw predictions of U; and ``gradient' H^-1 gradient``.
 
-        Until of the decrement by the sketch little is left, against it and the target. That is a
-        thousandth even where it is below the target: it may be too small by more than that.
+        Until of the decrement by the sketch little is left, against it and the target: a hundredth
+        even where it is below the target, as it may be too small by that factor.
         """
         raw, gradient = evaluation.raw, evaluation.gradient
         share = problem.n / self.problem.n
