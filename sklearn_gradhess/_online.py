@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_gradhess._moments import triangular_factor
-from sklearn_gradhess._objective import Problem
+from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._preconditioner import factorize, whitening
 
 __all__ = ["OnlineModel"]

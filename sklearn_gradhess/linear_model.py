@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from sklearn_gradhess._losses import MultinomialLoss, make_loss
-from sklearn_gradhess._sgd import PreconditionedSGD, class_weighted, refuse_one_class
+from sklearn_gradhess._sgd import PreconditionedSGD
 from sklearn_gradhess._validation import (
     Interval,
     StrOptions,
@@ -21,6 +21,7 @@ from sklearn_gradhess._validation import (
     unchanged_on_error,
     with_callbacks,
 )
+from sklearn_gradhess._weights import class_weighted, refuse_one_class
 
 __all__ = ["PreconditionedSGDClassifier", "PreconditionedSGDRegressor"]
 
@@ -170,7 +171,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         noise: str = "antithetic",
         noise_scale: float = 1.0,
         preconditioner: Any = "auto",
-        oversampling: float = 4.0,
+        oversampling: float | str = "auto",
         shuffle: bool = True,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
@@ -309,7 +310,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         return tags
 
     def _attributes(self, W: Array, dtype: Any) -> dict[str, Any]:
-        h = self.fit_intercept
+        h = int(self.fit_intercept)
         coef = W[h:].T.astype(dtype)
         intercept = W[0].astype(dtype) if h else np.zeros(W.shape[1], dtype=dtype)
         if self._vector:
@@ -470,7 +471,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         noise: str = "antithetic",
         noise_scale: float = 1.0,
         preconditioner: Any = "auto",
-        oversampling: float = 4.0,
+        oversampling: float | str = "auto",
         shuffle: bool = True,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
@@ -632,7 +633,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     def _attributes(self, W: Array, dtype: Any) -> dict[str, Any]:
         if W.shape[1] > 1:  # the symmetric parametrisation: columns sum to zero
             W = W - W.mean(axis=1, keepdims=True)
-        h = self.fit_intercept
+        h = int(self.fit_intercept)
         intercept = W[0] if h else np.zeros(W.shape[1])
         return {"coef_": W[h:].T.astype(dtype), "intercept_": intercept.astype(dtype)}
 

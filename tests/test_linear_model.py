@@ -26,10 +26,10 @@ from sklearn_gradhess import (
     GradientCovarianceEstimator,
     PreconditionedSGDClassifier,
     PreconditionedSGDRegressor,
-    _sketch,
 )
-from sklearn_gradhess._sgd import class_weighted
+from sklearn_gradhess._weights import class_weighted
 from sklearn_gradhess.diagnostics import calibration_report
+from tests import plans
 
 Classifier, Regressor = PreconditionedSGDClassifier, PreconditionedSGDRegressor
 BOTH = (Regressor, Classifier)
@@ -39,8 +39,8 @@ CHECKS = [check for estimator in CHECKED for check in estimator_checks_generator
 
 @pytest.fixture
 def mini_batches(monkeypatch):
-    """Take small data for large: sketch in batches instead of exactly."""
-    monkeypatch.setattr(_sketch, "_EXACT", 0)
+    """Take small data for large: steps on mini-batches, preconditioned by a sketch."""
+    plans.plan_for(monkeypatch, plans.mini_batches)
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ def test_the_path_is_equivariant_under_affine_maps(kind, seed, digits, shift):
     if kind == "no_intercept":
         model, shift = Regressor(fit_intercept=False, random_state=0), 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_sketch, "_EXACT", 0)
+        plans.plan_for(patch, plans.mini_batches)
         first = one_round(clone(model), X, y)
         second = one_round(clone(model), X @ A + shift, y)
     a, b = first._raw_prediction(X), second._raw_prediction(X @ A + shift)
@@ -546,7 +546,7 @@ def test_undetermined_features_warn_and_predict_as_least_squares(mini_batches, r
 @pytest.mark.parametrize("d", [1, 2, 8])
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_constant_feature_is_seen_among_any_number_of_rows(monkeypatch, rng, n, d, value, exact):
-    monkeypatch.setattr(_sketch, "_EXACT", np.inf if exact else 0)
+    plans.plan_for(monkeypatch, plans.exact if exact else plans.mini_batches)
     X = rng.standard_normal((n, d)) + 1
     X[:, -1] = value
     with pytest.warns(CalibrationWarning, match=DETERMINES.format(d, d + 1)):
@@ -1052,7 +1052,7 @@ def test_a_stream_drops_what_fit_told_of_itself(labelled, cls):
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_stream_after_plain_steps_weighs_the_rows_that_they_saw(monkeypatch, rng, exact):
-    monkeypatch.setattr(_sketch, "_EXACT", np.inf if exact else 0)
+    plans.plan_for(monkeypatch, plans.exact if exact else plans.mini_batches)
     X = 10 * rng.standard_normal((4000, 4))
     y = X.sum(axis=1) + rng.standard_normal(4000)
     model = Regressor(preconditioner="identity", tol=1e-6, max_iter=400, random_state=0)
