@@ -55,6 +55,7 @@ class Loss(ABC):
     asymptotic: ClassVar[bool] = False
     own_unit: ClassVar[bool] = False
 
+    @abstractmethod
     def check_y(self, y: Array) -> None:
         """Raise ValueError if a target lies outside the loss's range."""
 
@@ -330,7 +331,8 @@ class MultinomialLoss(Loss):
 
     def value(self, y: Array, raw_prediction: Array) -> Array:
         """Negative log likelihood of each row."""
-        return logsumexp(raw_prediction, axis=1) - np.sum(y * raw_prediction, axis=1)
+        shifted = raw_prediction - raw_prediction.max(axis=1, keepdims=True)
+        return logsumexp(shifted, axis=1) - np.sum(y * shifted, axis=1)
 
     def gradient(self, y: Array, raw_prediction: Array) -> Array:
         """Probabilities minus targets."""
@@ -358,9 +360,9 @@ class MultinomialLoss(Loss):
 
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
         """Value, gradient and curvature, from one exponential."""
-        largest = raw_prediction.max(axis=1, keepdims=True)
-        p = np.exp(raw_prediction - largest)
+        shifted = raw_prediction - raw_prediction.max(axis=1, keepdims=True)
+        p = np.exp(shifted)
         total = p.sum(axis=1, keepdims=True)
         p /= total
-        value = (largest + np.log(total))[:, 0] - np.sum(y * raw_prediction, axis=1)
+        value = np.log(total)[:, 0] - np.sum(y * shifted, axis=1)
         return value, p - y, p * (1 - p)

@@ -21,6 +21,7 @@ Array = npt.NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
 _MOVED = 0.15  # relative change of the curvature up to which a factor serves
 _AGREE = 4.0  # factor up to which a preconditioner and conjugate gradients agree on a decrement
+_DRIFTS = 3  # steps that move rows by as much, from which on it is called drifting
 _PRODUCTS = 50  # with the Hessian, in one step
 _REGULAR = 1e-12  # curvature over its mean that rows have at least
 _FORCING = 1e-2  # share of a decrement that may be left where the next step is made elsewhere
@@ -124,13 +125,14 @@ class Newton:
     model : Model
         Curvature of the rows that steps assume.
     factor : Factor or None
-        Preconditioner; None is made where it is needed.
+        Preconditioner, which tells decrements too; None is made where it is needed.
     made_of : ndarray of shape (n_samples, t) or None
         Weights of the rows that it was made of; None if they are the same everywhere.
     made_at : Any
         What the rows remembered of the place where it was made.
-    judge : Factor or None
-        Tells decrements, where the preconditioner is of somebody else's making.
+    given : Factor or None
+        Preconditioner of somebody else's making, which may be of any scale: `factor` then tells
+        decrements alone.
     """
 
     data: Rows
@@ -140,28 +142,41 @@ class Newton:
     factor: Factor | None = None
     made_of: Array | None = None
     made_at: Any = None
-    judge: Factor | None = None
+    given: Factor | None = None
 
     def look(self, point: Point) -> tuple[Method, Look]:
         """Solve for the step; by the stiffness where the curvature cannot be believed."""
         method, found = self._attempt(point)
         if self.data.problem.loss.quadratic:
             return method, method._looked(point, found)
-        if self.model is Model.STIFFNESS:
-            if found.decrement <= self.goal.enough(point):
-                # By the bound there is nothing to gain; by the Hessian?
-                other, better = self._assuming(Model.CURVATURE)._attempt(point)
-                if other._believes(point, better):
-                    return other, other._looked(point, better)
-        elif not method._believes(point, found):
-            method, found = self._assuming(Model.STIFFNESS)._attempt(point)
-        return method, method._looked(point, found)
+        if self.model is Model.CURVATURE:
+            if method._believes(point, found):
+                return method, method._looked(point, found)
+            method, bound = self._assuming(Model.STIFFNESS)._attempt(point)
+            return method, method._looked(point, self._larger(point, bound, found))
+        if found.decrement > self.goal.enough(point):
+            return method, method._looked(point, found)
+        # By the bound there is nothing to gain; by the Hessian?
+        other, better = self._assuming(Model.CURVATURE)._attempt(point)
+        if other._believes(point, better):
+            return other, other._looked(point, better)
+        return method, method._looked(point, self._larger(point, found, better))
+
+    def _larger(self, point: Point, bound: Found, found: Found) -> Found:
+        """By the stiffness nothing is left to gain only if by the curvature there isn't either.
+
+        Directions that have none are not counted: there the gain is of no size.
+        """
+        nothing = bound.decrement <= self.goal.enough(point)
+        if nothing and found.decrement > 2 * point.objective:
+            return bound._replace(decrement=found.decrement)
+        return bound
 
     def _attempt(self, point: Point) -> tuple["Newton", Found]:
         """Solve, with a preconditioner made anew where the one at hand is not good enough."""
         method = self._prepared(point)
         found = method._solve(point)
-        if self.judge is not None or method._fresh(point):
+        if method._fresh(point):
             return method, found
         assert method.factor is not None
         ratio = found.decrement / max(method.factor.decrement(point.gradient), 1e-300)
@@ -182,21 +197,17 @@ class Newton:
         assert factor is not None
         if found.decrement > 2 * point.objective + point.slack:
             return False
-        if not factor.n_clipped or self.judge is not None:
+        if not factor.n_clipped:
             return True
         bound = self.make(self.data.weights(point, Model.STIFFNESS))
         return factor.n_clipped <= bound.n_clipped
 
     def _assuming(self, model: Model) -> "Newton":
-        """By this model, and without a preconditioner unless it is given."""
-        if self.judge is not None:
-            return replace(self, model=model)
+        """By this model, and without a preconditioner of another one."""
         return replace(self, model=model, factor=None, made_of=None)
 
     def _prepared(self, point: Point) -> "Newton":
         """Have a preconditioner that is near enough."""
-        if self.judge is not None:
-            return self
         if self.data.problem.loss.quadratic:
             return self if self.factor else replace(self, factor=self.make(None))
         weights = self._weights(point)
@@ -238,10 +249,10 @@ class Newton:
             share = min(law, max(shrank, 2 * factor.ratio))
             return left * share <= max(least, forcing * first)
 
-        judge = None if self.judge is None else self.judge.decrement
+        judge = None if self.given is None else factor.decrement
         return conjugate_gradients(
             lambda U: self.data.product(point, U, self.model),
-            factor.solve,
+            (self.given or factor).solve,
             judge,
             point.gradient,
             point.rows.raw,
@@ -250,7 +261,7 @@ class Newton:
 
     def _law(self, point: Point) -> float:
         """Share of a decrement that one step by the preconditioner leaves, at most."""
-        if self.judge is not None or self.data.problem.loss.coupling > 1:
+        if self.given is not None or self.data.problem.loss.coupling > 1:
             return 1.0
         assert self.factor is not None
         less, more = self._softened(point)
@@ -269,7 +280,7 @@ class Newton:
         trial = self.data.along(point, found.U, found.raw, 1.0)
         foreseen = np.inf
         fell = trial.objective <= point.objective + point.slack
-        if fell and self.model is Model.CURVATURE and self.judge is None:
+        if fell and self.model is Model.CURVATURE and self.given is None:
             share = min(self._law(point), max(found.shrank, 2 * factor.ratio))
             left = max(found.left, 0.0) * share * self._softened(point)[0]
             curved = self.data.remainder(point, found.raw, trial)
@@ -313,14 +324,19 @@ class Newton:
         return t, trial
 
 
-def drifts(method: Any, look: Look) -> bool:
-    """Whether Newton steps go on moving some row by as much, however little there is to gain.
+def drifts(data: Rows, method: Method, look: Look) -> bool:
+    """Whether Newton steps go on moving some rows by as much, however little there is to gain.
 
     So they do where the infimum lies at infinity along a direction that some rows alone see: a
-    level without a single count, or with one class only. Each step then moves them by about one.
+    level without a single count, or with one class only. Each step then moves their raw
+    predictions by about one, and what is gained is gained there.
     """
-    for _ in range(3):
-        if not (isinstance(look.way, Way) and np.max(np.abs(look.way.found.raw)) > 0.5):
+    for _ in range(_DRIFTS):
+        if not isinstance(look.way, Way):
+            return False
+        raw = look.way.found.raw
+        gained = data.problem.weighted(look.point.rows.curvature * raw**2)
+        if not gained[np.abs(raw) > 0.5].sum() > 0.5 * gained.sum():
             return False
         step = method.step(look)
         method, look = step.then.look(step.arrive())

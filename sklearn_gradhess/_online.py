@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_gradhess._moments import triangular_factor
-from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._preconditioner import factorize, whitening
+from sklearn_gradhess._rows import Problem
 
 __all__ = ["OnlineModel"]
 

@@ -177,7 +177,7 @@ def factorize(
 
 
 def _cutoff(d: int, precision: float) -> float:
-    """Standard deviation, over the root mean square, that rounding can make of nothing.
+    """Return what rounding can make of nothing: standard deviation over root mean square.
 
     512 eps covers what is left of a constant feature beside an intercept. Features are rounded in
     their own precision, independently, which sums over d of them to sqrt(d).
@@ -282,14 +282,13 @@ def gram_roots(
         return None
     cutoff = _cutoff(len(scale), precision)
     noise = cutoff * np.max(np.sqrt(variance.clip(0) + total * mean**2) / scale, initial=0.0)
-    inverse = _inverse_cholesky(penalised / scale / scale[:, None], max(_TRUSTED, (10 * noise) ** 2))
+    inverse = _inverse_cholesky(
+        penalised / scale / scale[:, None], max(_TRUSTED, (10 * noise) ** 2)
+    )
     if inverse is None:
         return None
     T, root = inverse
-    if np.any(alpha):
-        root = _root(centered, variance)
-    else:
-        root = root * scale
+    root = _root(centered, variance) if np.any(alpha) else root * scale
     T = T / scale[:, None]
     if not h:
         return T, root

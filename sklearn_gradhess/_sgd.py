@@ -20,7 +20,7 @@ from sklearn_gradhess._online import OnlineModel
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem
-from sklearn_gradhess._single import InterceptFirst, Approach, SingleGradients
+from sklearn_gradhess._single import Approach, InterceptFirst, SingleGradients
 from sklearn_gradhess._sketch import given_factor
 from sklearn_gradhess._solver import Settings, Solution, record_of, solve
 from sklearn_gradhess._steps import StepSettings
@@ -146,7 +146,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             steps=plain or steps != StepSettings(),
         )
         if self.verbose:
-            print(chosen)
+            print(f"plan: {chosen}")
         self.preconditioner_ = chosen.preconditioner
         if plain or not isinstance(self.preconditioner, str):
             self.preconditioner_ = "identity" if plain else "estimator"
@@ -182,7 +182,9 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         weights = (None, None)
         if sample_weight is not None:
             weights = sample_weight[train], sample_weight[test]
-        held_out = Problem(X[test], Y[test], mean_one(weights[1]), loss, 0.0, bool(self.fit_intercept))
+        held_out = Problem(
+            X[test], Y[test], mean_one(weights[1]), loss, 0.0, bool(self.fit_intercept)
+        )
         return X[train], Y[train], weights[0], labels[train], held_out
 
     def _given(self, problem: Problem, sample_weight: Any) -> Factor | None:
@@ -313,9 +315,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             Ending.EXHAUSTED: self._unconverged(solution),
         }
         if solution.ending in said:
-            warnings.warn(
-                said[solution.ending], ConvergenceWarning, stacklevel=5 + CALLBACK_FRAMES
-            )
+            warnings.warn(said[solution.ending], ConvergenceWarning, stacklevel=5 + CALLBACK_FRAMES)
 
     def _unconverged(self, solution: Solution) -> str:
         plain = isinstance(self.preconditioner, str) and self.preconditioner == "identity"

@@ -8,7 +8,7 @@ k gradients is k times smaller; steps are averaged once the decrement has come d
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt

@@ -320,7 +320,7 @@ def _from_triangle(triangle: Array, shift: Array, problem: Problem) -> _Solved:
 
 
 def _precision(X: Any) -> float:
-    """Rounding error of an entry of X, relative."""
+    """Return the rounding error of an entry of X, relative."""
     return float(np.finfo(X.dtype).eps)
 
 

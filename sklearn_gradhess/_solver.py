@@ -21,7 +21,7 @@ __all__ = ["Settings", "Solution", "record_of", "separated", "solve"]
 
 Array = npt.NDArray[np.float64]
 # Share of the tolerance that is asked of small data, where passes cost nothing
-_DEEP = 1e-6
+_DEEP = 1e-9
 # Statistical errors that are left of the start, which serves a part of the rows
 _COARSE = 0.3
 
@@ -33,7 +33,7 @@ class Settings:
     plan: Plan
     tol: float = 1e-2
     max_iter: int = 100
-    steps: StepSettings = StepSettings()
+    steps: StepSettings = field(default_factory=StepSettings)
     shuffle: bool = True
     n_threads: int = 1
     given: Factor | None = None
@@ -149,7 +149,7 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
     W, method, look, ending = descend(
         method, point, goal, settings.max_iter, watch, lambda at: separated(problem, at)
     )
-    if ending is Ending.CONVERGED and _may_drift(problem) and drifts(method, look):
+    if ending is Ending.CONVERGED and _may_drift(problem) and drifts(data, method, look):
         ending = Ending.UNBOUNDED
     if fit.factor is None:
         fit.make(None if problem.loss.quadratic else data.weights(look.point, Model.CURVATURE))
@@ -182,20 +182,17 @@ def _begin_given(fit: _Fit, newton: Newton, start: Array | None) -> tuple[Point,
     assert settings.given is not None
     point = _no_worse_than_null(data, start)
     quadratic = problem.loss.quadratic
-    judge = fit.make(None if quadratic else data.weights(point, Model.CURVATURE))
+    judge = fit.make(None if quadratic else data.weights(point, Model.STIFFNESS))
     given = settings.given
     if settings.safeguard:
         given = given.scaled_to(judge, problem.ridge)
-    method: Newton | None = replace(newton, factor=given, judge=judge)
+    method = replace(newton, given=given)
     if settings.plan.method != "steps":
-        assert method is not None
         return point, method
     stiffness = data.weights(point, Model.STIFFNESS)
     made = Made(given, stiffness, fit.probes_of(given))
     otherwise = method if settings.safeguard else None
-    return point, Steps(
-        data, newton.goal, None, made, settings.steps, fit.rng, judge, otherwise
-    )
+    return point, Steps(data, newton.goal, None, made, settings.steps, fit.rng, judge, otherwise)
 
 
 def _begin_steps(fit: _Fit, newton: Newton, start: Array | None) -> tuple[Point, Method]:
@@ -219,9 +216,7 @@ def _begin_steps(fit: _Fit, newton: Newton, start: Array | None) -> tuple[Point,
     if not point.objective <= ceiling:
         point = data.at(null, probes)
     otherwise = newton if settings.safeguard else None
-    steps = Steps(
-        data, newton.goal, fit.made, made, settings.steps, fit.rng, None, otherwise
-    )
+    steps = Steps(data, newton.goal, fit.made, made, settings.steps, fit.rng, None, otherwise)
     return point, steps
 
 

@@ -1,8 +1,8 @@
 """Variance-reduced steps on mini-batches, preconditioned by a sketch.
 
-Rows are drawn in proportion to their leverage ``v x' P^-1 x``, as estimated, plus its mean. Whatever
-the data, no drawn row then has much more than the mean leverage after reweighting, so one step size
-serves all, and rare levels and outliers need no special treatment (MATH section 4.2).
+Rows are drawn in proportion to their leverage ``v x' P^-1 x``, as estimated, plus its mean.
+Whatever the data, no drawn row then has much more than the mean leverage after reweighting, so one
+step size serves all, and rare levels and outliers need no special treatment (MATH section 4.2).
 """
 
 from collections.abc import Callable
@@ -173,7 +173,7 @@ class Steps:
         """
         problem, size, method = self.data.problem, _SAMPLE * self.data.problem.p, self
         data, place = self.data, point
-        if size < problem.n:
+        if size < problem.n and self.judge is None:
             method = self._with_leverage(point)
             assert method.leverage is not None
             drawn, raw = next(self.data.draws(point, method.leverage, 1, size, self.rng))

@@ -1,6 +1,5 @@
 """Plans that tests force on a fit, whatever its size."""
 
-
 from sklearn_gradhess._plan import Plan
 
 
@@ -22,5 +21,3 @@ def exact(n, p, **_):
 def plan_for(monkeypatch, plan):
     """Have the estimators plan like this."""
     monkeypatch.setattr("sklearn_gradhess._sgd.plan", plan)
-
-
