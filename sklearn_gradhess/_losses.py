@@ -7,7 +7,7 @@ covariance (MATH section 1). Every method keeps the dtype and is safe at raw pre
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ __all__ = [
     "make_loss",
 ]
 
-Array = npt.NDArray[np.floating]
+Array = npt.NDArray[Any]  # float32 or float64, kept
 
 
 class Loss(ABC):
