@@ -221,7 +221,8 @@ class GradientMemory:
     ) -> tuple[Array, Array]:
         """Turn the sums of each batch into its gradients, noise calibrated to its weight."""
         seen = total > 0
-        sums, total = sums[seen], total[seen]
+        if not seen.all():
+            sums, total = sums[seen], total[seen]
         if self.noise == "none":
             return sums[:, 0] / total[:, None], total
         n_redraws = sums.shape[1] - (self.noise == "single")

@@ -548,7 +548,13 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
                 n_groups=N_GROUPS,
                 rng=rng,
             )
-            batch = batch_index(n, self.batch_size_, memory.offset, rng if self.shuffle else None)
+            batch = batch_index(
+                n,
+                self.batch_size_,
+                memory.offset,
+                rng if self.shuffle else None,
+                in_blocks=self.noise == "antithetic",
+            )
             runs = batch_sums(
                 X,
                 coefficients,
