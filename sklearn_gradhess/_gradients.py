@@ -347,19 +347,18 @@ def _product_in_tiles(
     n_threads: int,
 ) -> None:
     """`_sparse_product` with a run of batches for each thread, so that no sum has two writers."""
-    k = out.shape[1]
     if n_threads == 1 or X.size < _THREADS_FROM:
-        return _sparse_product(X, rows, values, batch, out, 1)
+        _sparse_product(X, rows, values, batch, out, 1)
+        return
     every = np.arange(len(X))[rows]
 
     def tile(a: int, b: int) -> None:
         own = np.flatnonzero((batch >= a) & (batch < b))
         _sparse_product(X, every[own], values[own], batch[own] - np.int32(a), out[:, a:b], 1)
 
-    cuts = np.linspace(0, k, n_threads + 1).astype(int)
+    cuts = np.linspace(0, out.shape[1], n_threads + 1).astype(int)
     with ThreadPoolExecutor(n_threads) as pool:  # SciPy's kernels release the GIL
         list(pool.map(tile, cuts[:-1], cuts[1:]))
-    return None
 
 
 def _sparse_product(
@@ -379,24 +378,25 @@ def _sparse_product(
         indptr = np.zeros(X.shape[0] + 1, dtype=np.int64)
         indptr[rows + 1] = 1
         np.cumsum(indptr, out=indptr)
-    # Column i of S adds row i of X to row b of the sums, for each j to those of j
+    # Column i of S adds row i of X to the sums of its batch, which lie side by side
     index = np.int32 if max(values.size, n_values * k) < 2**31 else np.int64
-    target = batch.astype(index)[:, None] + k * np.arange(n_values, dtype=index)
+    target = n_values * batch.astype(index)[:, None] + np.arange(n_values, dtype=index)
     scatter = sparse.csc_matrix(
         (values.ravel(), target.ravel(), (n_values * indptr).astype(index)),
         shape=(n_values * k, X.shape[0]),
         copy=False,
     )
     if sparse.issparse(X):
-        out[:] = (scatter.asformat(X.format) @ X).toarray().reshape(n_values, k, d)
+        sums = (scatter.asformat(X.format) @ X).toarray()
+        out[:] = sums.reshape(k, n_values, d).swapaxes(0, 1)
     elif X.flags.c_contiguous:
-        out[:] = (scatter @ X).reshape(n_values, k, d)
+        out[:] = (scatter @ X).reshape(k, n_values, d).swapaxes(0, 1)
     else:
 
         def columns(j: int) -> None:
             block = slice(j, j + _COLUMNS)
             sums = scatter @ np.ascontiguousarray(X[:, block])
-            out[:, :, block] = sums.reshape(n_values, k, -1)
+            out[:, :, block] = sums.reshape(k, n_values, -1).swapaxes(0, 1)
 
         with ThreadPoolExecutor(n_threads if X.size >= _THREADS_FROM else 1) as pool:
             list(pool.map(columns, range(0, d, _COLUMNS)))

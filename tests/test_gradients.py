@@ -140,15 +140,16 @@ def test_batch_sums_are_those_of_the_naive_loop(layout, dtype, contiguous, data)
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("n_groups", [0, 8])
-def test_threads_do_not_change_the_sums(order, n_threads, n_groups):
+@pytest.mark.parametrize("batch_size", [100, 5000])
+def test_threads_do_not_change_the_sums(order, n_threads, n_groups, batch_size):
     X, coefficients, rng = make(4099, 65, 1, n_groups, 0)
     assert X.size > 2**18  # below, threads are not worth their start
-    batch = batch_index(len(X), 100, 3, rng)
+    batch = batch_index(len(X), batch_size, 3, rng)
     per_batch, per_group, _ = collect(
         np.asarray(X, order=order),
         coefficients,
         batch,
-        batch_size=100,
+        batch_size=batch_size,
         contiguous=False,
         has_intercept=True,
         n_threads=n_threads,
