@@ -128,7 +128,7 @@ class GradientMoments:
                 shift = np.sqrt(self.weight * other.weight / weight)
                 rows.append((shift * (self.mean - other.mean))[None])
         return GradientMoments(
-            triangular_factor(np.concatenate(rows)),
+            triangular_factor(np.concatenate(rows) if self.weight else other.factor),
             self.mean + (other.weight / weight) * (other.mean - self.mean),
             weight,
             self.n_gradients + other.n_gradients,

@@ -221,7 +221,8 @@ class GradientMemory:
     ) -> tuple[Array, Array]:
         """Turn the sums of each batch into its gradients, noise calibrated to its weight."""
         seen = total > 0
-        sums, total = sums[seen], total[seen]
+        if not seen.all():
+            sums, total = sums[seen], total[seen]
         if self.noise == "none":
             return sums[:, 0] / total[:, None], total
         n_redraws = sums.shape[1] - (self.noise == "single")
@@ -371,10 +372,14 @@ class GradientMemory:
 
     def _clean_excess_risk(self, factor: Array) -> float:
         """m^2 as the mean product, in the inverse Hessian, of the means of different groups."""
-        preconditioner = factorize(factor)
         k = self.moments.n_gradients
         pairs = self.clean_weights.sum() ** 2 - np.sum(self.clean_weights**2)
-        if k <= preconditioner.rank + 1 or pairs <= 0:
+        if pairs <= 0:
+            return np.nan
+        if not self.clean_sums.any() and k > len(factor) + 1:
+            return 0.0  # as for data without targets; the rank would take a factorisation
+        preconditioner = factorize(factor)
+        if k <= preconditioner.rank + 1:
             return np.nan
         # E[S^-1] = k/(k - p - 1) Sigma^-1 for a Wishart S (MATH section 5.1)
         debias = (k - preconditioner.rank - 1) / k

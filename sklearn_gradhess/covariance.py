@@ -517,7 +517,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         n, d = X.shape
         coef, intercept = check_coef(coef, intercept, d)
         sample_weight = check_weights(sample_weight, X)
-        y = check_target(y, n, optional=self.noise == "antithetic" and self.loss == "squared_error")
+        antithetic = self.noise == "antithetic"
+        y = check_target(y, n, optional=antithetic and self.loss == "squared_error")
         if memory is None:
             self.batch_size_ = choose_batch_size(self.batch_size, n, d, noise=self.noise)
         if whole and self.batch_size_ > n:
@@ -548,7 +549,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
                 n_groups=N_GROUPS,
                 rng=rng,
             )
-            batch = batch_index(n, self.batch_size_, memory.offset, rng if self.shuffle else None)
+            deal = rng if self.shuffle else None
+            batch = batch_index(n, self.batch_size_, memory.offset, deal, in_blocks=antithetic)
             runs = batch_sums(
                 X,
                 coefficients,

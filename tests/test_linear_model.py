@@ -646,7 +646,9 @@ def test_a_smaller_tol_gives_a_smaller_decrement(large):
         Regressor(tol=tol, random_state=0).fit(*large).history_[-1]["decrement"]
         for tol in (1e-2, 1e-6, 1e-10)
     ]
-    assert decrements[0] > decrements[1] > decrements[2]
+    # one stride may pass two targets
+    assert decrements[0] >= decrements[1] >= decrements[2]
+    assert decrements[0] > decrements[2]
 
 
 @pytest.mark.parametrize("identity", [True, False])
