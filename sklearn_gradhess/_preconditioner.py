@@ -241,6 +241,7 @@ def gram_roots(
     has_intercept: bool,
     alpha: Array | float = 0.0,
     precision: float = _EPS,
+    trusted: float = _TRUSTED,
 ) -> tuple[Array, Array] | None:
     """Return T and R of a Gram matrix of rows (1, x - shift), ``T T' = (R'R + alpha)^-1``.
 
@@ -259,6 +260,8 @@ def gram_roots(
         Ridge on each feature.
     precision : float, default=machine epsilon
         Rounding error of the features, relative.
+    trusted : float, default=1e-13
+        Reciprocal condition number of the scaled matrix below which nothing is returned.
 
     Returns
     -------

@@ -57,6 +57,7 @@ class _Solved:
     factor: Array
     n_clipped: int
     step: Array | None
+    rest: float = 0.0  # sum of squares of the least squares' residuals, over the rows
 
 
 def hessian_factor(
@@ -75,19 +76,13 @@ def hessian_factor(
     """
     shift = _shift(problem)
     columns = _columns(problem, curvature, target)
+    solved = [gram.solved(problem, shift) for gram in _accumulated(problem, columns, shift, _Gram)]
     n_passes = 1
-    solved = [
-        _from_gram(gram / problem.n, shift, problem, width)
-        for gram, width in zip(_grams(problem, columns, shift), _widths(columns), strict=True)
-    ]
     if any(one is None for one in solved):
         # The square of the condition number is beyond double precision: rows, not their squares
+        triangles = _accumulated(problem, columns, shift, _Triangle)
+        solved = [triangle.solved(problem, shift) for triangle in triangles]
         n_passes = 2
-        factors = _triangles(problem, columns, shift)
-        solved = [
-            one or _from_triangle(factor / np.sqrt(problem.n), shift, problem)
-            for one, factor in zip(solved, factors, strict=True)
-        ]
     found = [one for one in solved if one is not None]
     return Sketched(_factor(problem, found, 0.0, 1, problem.n), _steps(found), [], n_passes)
 
@@ -126,29 +121,25 @@ def sketch_factor(
     columns = _columns(problem, curvature, target)
     batch_size = max(1, problem.n // n_batches)
 
-    def draw(*, shuffle: bool) -> tuple[list[Array], list[Array], int]:
-        return _draw(problem, columns, shift, batch_size, rng, shuffle, n_threads)
+    def draw(how: type[_Gram] | type[_Triangle], shuffle: bool) -> tuple[Any, list[Array], int]:
+        return _draw(problem, columns, shift, batch_size, rng, how, shuffle, n_threads)
 
-    triangles, mixed, k = draw(shuffle=shuffle)
-    solved = [_from_triangle(triangle, shift, problem) for triangle in triangles]
+    grams, mixed, k = draw(_SketchedGram, shuffle)
+    solved = [gram.solved(problem, shift) for gram in grams]
     n_passes = 1
-    if any(one.n_clipped for one in solved):
-        # Singular, or the signs of the only rows of a direction have cancelled: hardly ever twice
-        more, mixed_too, k_too = draw(shuffle=True)
-        pairs = zip(triangles, more, strict=True)
-        triangles = [triangular_factor(np.vstack(pair)) / np.sqrt(2) for pair in pairs]
-        mixed = [(m + m2) / np.sqrt(2) for m, m2 in zip(mixed, mixed_too, strict=True)]
-        solved = [_from_triangle(triangle, shift, problem) for triangle in triangles]
-        k, n_passes = k + k_too, 2
-    steps = _steps(solved)
+    if any(one is None for one in solved):
+        # Ill conditioned, or the signs of the only rows of a direction have cancelled: hardly ever
+        # in three draws
+        first, _, _ = draw(_Triangle, True)
+        second, mixed, k = draw(_Triangle, True)
+        both = [one.merge(other, problem) for one, other in zip(first, second, strict=True)]
+        solved = [one.solved(problem, shift) for one in both]
+        k, n_passes = 2 * k, 3
+    found = [one for one in solved if one is not None]
+    steps = _steps(found)
     if steps is not None and curvature is not None:
-        steps = np.column_stack(
-            [
-                _shortened(one.step, one.factor, triangle[p:, p:], p / k)
-                for one, triangle in zip(solved, triangles, strict=True)
-            ]
-        )
-    return Sketched(_factor(problem, solved, p / k, batch_size, k), steps, mixed, n_passes)
+        steps = np.column_stack([_shortened(one, p / k) for one in found])
+    return Sketched(_factor(problem, found, p / k, batch_size, k), steps, mixed, n_passes)
 
 
 def given_factor(factor: Array, problem: Problem, *, ratio: float) -> Factor:
@@ -244,79 +235,111 @@ def _weighted_pieces(
             yield j, rows
 
 
-def _grams(
-    problem: Problem, columns: list[tuple[Array | None, Array | None]], shift: Array
-) -> list[Array]:
-    """Upper triangles of the Gram matrices of weighted rows."""
-    size = problem.p + max(_widths(columns))
-    grams = [np.zeros((size, size), order="F") for _ in columns]
+class _Gram:
+    """Gram matrix of rows (1, x - shift, q): fast, but conditions are squared."""
+
+    trusted = 1e-13  # conjugate gradients make up for some percent
+
+    def __init__(self, problem: Problem, width: int) -> None:
+        size = problem.p + width
+        self.upper = np.zeros((size, size), order="F")
+
+    def add(self, rows: Array) -> None:
+        """Take more rows in."""
+        self.upper = blas.dsyrk(1.0, rows.T, beta=1.0, c=self.upper, overwrite_c=1)
+
+    def solved(self, problem: Problem, shift: Array) -> _Solved | None:
+        """Solve by Cholesky's factor; None where rounding errors would decide."""
+        p, h = problem.p, int(problem.has_intercept)
+        gram = self.upper / problem.n
+        found = gram_roots(
+            gram[:p, :p],
+            shift,
+            has_intercept=problem.has_intercept,
+            alpha=problem.alpha,
+            precision=_precision(problem.X),
+            trusted=self.trusted,
+        )
+        if found is None:
+            return None
+        inverse, factor = found
+        right, square = gram[:p, p:], np.diag(gram)[p:].sum()
+        if not right.shape[1]:
+            return _Solved(inverse, factor, 0, None)
+        step = np.empty(right.shape)
+        inner, centred = inverse[h:, h:], right[h:]
+        if h:
+            # Normal equations of the centred features, then the intercept
+            mean = gram[0, 1:p] / gram[0, 0]
+            centred = centred - np.outer(mean, right[0])
+            square -= np.sum(right[0] ** 2) / gram[0, 0]
+        step[h:] = inner @ (inner.T @ centred)
+        rest = max(float(square - np.sum(centred * step[h:])), 0.0)
+        if h:
+            step[0] = right[0] / gram[0, 0] - (mean + shift) @ step[1:]
+        return _Solved(inverse, factor, 0, step, rest)
+
+
+class _SketchedGram(_Gram):
+    """Gram matrix of a sketch, whose path is the same in any units to some digits."""
+
+    trusted = 1e-9
+
+
+class _Triangle:
+    """Triangular factor of rows (1, x - shift, q), without their squares."""
+
+    def __init__(self, problem: Problem, width: int) -> None:
+        size = problem.p + width
+        self.factor = np.zeros((size, size))
+
+    def add(self, rows: Array) -> None:
+        """Take more rows in."""
+        self.factor = triangular_factor(np.vstack([self.factor, rows]))
+
+    def solved(self, problem: Problem, shift: Array) -> _Solved | None:
+        """Solve, without singular directions."""
+        p, h = problem.p, int(problem.has_intercept)
+        triangle = self.factor / np.sqrt(problem.n)
+        factor = triangle[:p, :p].copy()
+        if h:
+            factor[0, 1:] += factor[0, 0] * shift
+        inverse, clipped = whitening(
+            factor,
+            has_intercept=problem.has_intercept,
+            alpha=problem.alpha,
+            precision=_precision(problem.X),
+        )
+        q, rest = triangle[:p, p:], float(np.sum(triangle[p:, p:] ** 2))
+        if not q.shape[1]:
+            return _Solved(inverse, factor, clipped, None)
+        step = np.empty(q.shape)
+        inner = inverse[h:, h:]
+        step[h:] = inner @ (inner.T @ (triangle[h:p, h:p].T @ q[h:]))
+        if h:
+            total = triangle[0, 0]
+            mean, first = (triangle[0, 1:p] / total, q[0] / total) if total else (0 * shift, 0.0)
+            step[0] = first - (mean + shift) @ step[1:]
+        return _Solved(inverse, factor, clipped, step, rest)
+
+    def merge(self, other: "_Triangle", problem: Problem) -> "_Triangle":
+        """Mean of the two second moments."""
+        out = _Triangle(problem, len(self.factor) - problem.p)
+        out.factor = triangular_factor(np.vstack([self.factor, other.factor])) / np.sqrt(2)
+        return out
+
+
+def _accumulated(
+    problem: Problem,
+    columns: list[tuple[Array | None, Array | None]],
+    shift: Array,
+    how: type[_Gram] | type[_Triangle],
+) -> list[Any]:
+    """Take in all rows, a column of W each."""
+    made = [how(problem, width) for width in _widths(columns)]
     for j, rows in _weighted_pieces(problem, columns, shift):
-        grams[j] = blas.dsyrk(1.0, rows.T, beta=1.0, c=grams[j], overwrite_c=1)
-    return grams
-
-
-def _triangles(
-    problem: Problem, columns: list[tuple[Array | None, Array | None]], shift: Array
-) -> list[Array]:
-    """Triangular factors of weighted rows, without their squares."""
-    size = problem.p + max(_widths(columns))
-    factors = [np.zeros((size, size)) for _ in columns]
-    for j, rows in _weighted_pieces(problem, columns, shift):
-        factors[j] = triangular_factor(np.vstack([factors[j], rows]))
-    return factors
-
-
-def _from_gram(gram: Array, shift: Array, problem: Problem, width: int) -> _Solved | None:
-    """Solve by Cholesky's factor; None where rounding errors would decide."""
-    p, h = problem.p, int(problem.has_intercept)
-    found = gram_roots(
-        gram[:p, :p],
-        shift,
-        has_intercept=problem.has_intercept,
-        alpha=problem.alpha,
-        precision=_precision(problem.X),
-    )
-    if found is None:
-        return None
-    inverse, factor = found
-    if not width:
-        return _Solved(inverse, factor, 0, None)
-    right = gram[:p, p:]
-    step = np.empty((p, width))
-    if h:
-        # Normal equations of the centred features, then the intercept
-        mean = gram[0, 1:p] / gram[0, 0]
-        inner = inverse[1:, 1:]
-        step[1:] = inner @ (inner.T @ (right[1:] - np.outer(mean, right[0])))
-        step[0] = right[0] / gram[0, 0] - (mean + shift) @ step[1:]
-    else:
-        step[:] = inverse @ (inverse.T @ right)
-    return _Solved(inverse, factor, 0, step)
-
-
-def _from_triangle(triangle: Array, shift: Array, problem: Problem) -> _Solved:
-    """Solve by the triangular factor of rows (1, x - shift, q)."""
-    p, h = problem.p, int(problem.has_intercept)
-    factor = triangle[:p, :p].copy()
-    if h:
-        factor[0, 1:] += factor[0, 0] * shift
-    inverse, clipped = whitening(
-        factor,
-        has_intercept=problem.has_intercept,
-        alpha=problem.alpha,
-        precision=_precision(problem.X),
-    )
-    if triangle.shape[1] == p:
-        return _Solved(inverse, factor, clipped, None)
-    centred = triangle[h:p, h:p]
-    q = triangle[:p, p:]
-    step = np.empty((p, q.shape[1]))
-    inner = inverse[h:, h:]
-    step[h:] = inner @ (inner.T @ (centred.T @ q[h:]))
-    if h:
-        mean = triangle[0, 1:p] / triangle[0, 0] if triangle[0, 0] else np.zeros(p - 1)
-        step[0] = (q[0] / triangle[0, 0] if triangle[0, 0] else 0.0) - (mean + shift) @ step[1:]
-    return _Solved(inverse, factor, clipped, step)
+        made[j].add(rows)
+    return made
 
 
 def _precision(X: Any) -> float:
@@ -324,17 +347,17 @@ def _precision(X: Any) -> float:
     return float(np.finfo(X.dtype).eps)
 
 
-def _shortened(step: Array | None, factor: Array, rest: Array, ratio: float) -> Array:
+def _shortened(one: _Solved, ratio: float) -> Array:
     """Shrink what is noise in the solution of a sketched least squares.
 
     It has a noise of ``s^2 c / (1 - c)``, c the ratio of coefficients to batches, whatever the
     signal m^2; a step that is ``m^2 / (m^2 + noise)`` as long is the best one. Both are read off
     the sketch's own residuals.
     """
-    assert step is not None
-    variance = float(np.sum(rest**2)) / (1 - ratio)
-    signal = max(float(np.sum((factor @ step) ** 2)) - ratio * variance, 0.0)
-    return step * (signal / (signal + variance * ratio / (1 - ratio)) if signal else 0.0)
+    assert one.step is not None
+    variance = one.rest / (1 - ratio)
+    signal = max(float(np.sum((one.factor @ one.step) ** 2)) - ratio * variance, 0.0)
+    return one.step * (signal / (signal + variance * ratio / (1 - ratio)) if signal else 0.0)
 
 
 def _draw(
@@ -343,10 +366,11 @@ def _draw(
     shift: Array,
     batch_size: int,
     rng: np.random.Generator,
+    how: type[_Gram] | type[_Triangle],
     shuffle: bool,
     n_threads: int,
-) -> tuple[list[Array], list[Array], int]:
-    """Triangular factors of sketched rows and targets, mixtures of rows, and batches: one pass."""
+) -> tuple[list[Any], list[Array], int]:
+    """Take in sketched rows and targets; random mixtures of rows, and batches: one pass."""
     n, p, width = problem.n, problem.p, max(_widths(columns))
     signs = np.where(rng.random(n) < 0.5, -1.0, 1.0)
     roots = [signs if root is None else signs * root for root, _ in columns]
@@ -361,7 +385,7 @@ def _draw(
         ]
     # Combinations of the rows, not of coordinates: as equivariant as the rows are
     mix = rng.standard_normal((k, PROBES))
-    triangles = [np.zeros((p + width, p + width)) for _ in columns]
+    made = [how(problem, width) for _ in columns]
     mixed = [np.zeros((p, PROBES)) for _ in columns]
     for start, sums, _ in batch_sums(
         problem.X,
@@ -379,5 +403,5 @@ def _draw(
                 rows[:, 1:] -= rows[:, :1] * shift
             if targets is not None:
                 rows = np.column_stack([rows, targets[j][start : start + len(rows)]])
-            triangles[j] = triangular_factor(np.vstack([triangles[j], rows]))
-    return [f / np.sqrt(n) for f in triangles], mixed, k
+            made[j].add(np.ascontiguousarray(rows))
+    return made, mixed, k
