@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack, solve_triangular
 
+from sklearn_gradhess._moments import triangular_factor
+
 __all__ = ["Factor", "Preconditioner", "factorize", "gram_roots", "whitening"]
 
 Array = npt.NDArray[np.float64]
@@ -218,7 +220,9 @@ def whitening(
     # factorize multiplies by d
     rounding = _cutoff(d, precision) / max(d, 1) * _norms(factor)[h:]
     if np.any(alpha):
-        centered = np.vstack([centered, np.diag(np.sqrt(np.broadcast_to(alpha, d)))])
+        centered = triangular_factor(
+            np.vstack([centered, np.diag(np.sqrt(np.broadcast_to(alpha, d)))])
+        )
     preconditioner = factorize(centered, rounding=rounding)
     clipped = preconditioner.n_clipped
     if clipped:
@@ -241,7 +245,6 @@ def gram_roots(
     has_intercept: bool,
     alpha: Array | float = 0.0,
     precision: float = _EPS,
-    trusted: float = _TRUSTED,
 ) -> tuple[Array, Array] | None:
     """Return T and R of a Gram matrix of rows (1, x - shift), ``T T' = (R'R + alpha)^-1``.
 
@@ -260,8 +263,6 @@ def gram_roots(
         Ridge on each feature.
     precision : float, default=machine epsilon
         Rounding error of the features, relative.
-    trusted : float, default=1e-13
-        Reciprocal condition number of the scaled matrix below which nothing is returned.
 
     Returns
     -------

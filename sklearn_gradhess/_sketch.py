@@ -121,25 +121,25 @@ def sketch_factor(
     columns = _columns(problem, curvature, target)
     batch_size = max(1, problem.n // n_batches)
 
-    def draw(how: type[_Gram] | type[_Triangle], shuffle: bool) -> tuple[Any, list[Array], int]:
-        return _draw(problem, columns, shift, batch_size, rng, how, shuffle, n_threads)
+    def take(deal: _Deal) -> tuple[list[_Triangle], list[Array]]:
+        return _take(problem, columns, shift, deal, n_threads)
 
-    grams, mixed, k = draw(_SketchedGram, shuffle)
-    solved = [gram.solved(problem, shift) for gram in grams]
-    n_passes = 1
-    if any(one is None for one in solved):
-        # Ill conditioned, or the signs of the only rows of a direction have cancelled: hardly ever
-        # in three draws
-        first, _, _ = draw(_Triangle, True)
-        second, mixed, k = draw(_Triangle, True)
-        both = [one.merge(other, problem) for one, other in zip(first, second, strict=True)]
-        solved = [one.solved(problem, shift) for one in both]
-        k, n_passes = 2 * k, 3
-    found = [one for one in solved if one is not None]
-    steps = _steps(found)
+    deal = _deal(problem.n, batch_size, rng, shuffle=shuffle)
+    made, mixed = take(deal)
+    solved = [one.solved(problem, shift) for one in made]
+    n_passes, k = 1, deal.n_batches
+    if any(one.n_clipped for one in solved):
+        # Singular, or the signs of the only rows of a direction have cancelled: hardly ever twice
+        another = _deal(problem.n, batch_size, rng, shuffle=True)
+        more, mixed_too = take(another)
+        made = [one.merge(other, problem) for one, other in zip(made, more, strict=True)]
+        mixed = [(m + m2) / np.sqrt(2) for m, m2 in zip(mixed, mixed_too, strict=True)]
+        solved = [one.solved(problem, shift) for one in made]
+        k, n_passes = k + another.n_batches, 2
+    steps = _steps(solved)
     if steps is not None and curvature is not None:
-        steps = np.column_stack([_shortened(one, p / k) for one in found])
-    return Sketched(_factor(problem, found, p / k, batch_size, k), steps, mixed, n_passes)
+        steps = np.column_stack([_shortened(one, p / k) for one in solved])
+    return Sketched(_factor(problem, solved, p / k, batch_size, k), steps, mixed, n_passes)
 
 
 def given_factor(factor: Array, problem: Problem, *, ratio: float) -> Factor:
@@ -238,8 +238,6 @@ def _weighted_pieces(
 class _Gram:
     """Gram matrix of rows (1, x - shift, q): fast, but conditions are squared."""
 
-    trusted = 1e-13  # conjugate gradients make up for some percent
-
     def __init__(self, problem: Problem, width: int) -> None:
         size = problem.p + width
         self.upper = np.zeros((size, size), order="F")
@@ -258,7 +256,6 @@ class _Gram:
             has_intercept=problem.has_intercept,
             alpha=problem.alpha,
             precision=_precision(problem.X),
-            trusted=self.trusted,
         )
         if found is None:
             return None
@@ -280,12 +277,6 @@ class _Gram:
         return _Solved(inverse, factor, 0, step, rest)
 
 
-class _SketchedGram(_Gram):
-    """Gram matrix of a sketch, whose path is the same in any units to some digits."""
-
-    trusted = 1e-9
-
-
 class _Triangle:
     """Triangular factor of rows (1, x - shift, q), without their squares."""
 
@@ -297,7 +288,7 @@ class _Triangle:
         """Take more rows in."""
         self.factor = triangular_factor(np.vstack([self.factor, rows]))
 
-    def solved(self, problem: Problem, shift: Array) -> _Solved | None:
+    def solved(self, problem: Problem, shift: Array) -> _Solved:
         """Solve, without singular directions."""
         p, h = problem.p, int(problem.has_intercept)
         triangle = self.factor / np.sqrt(problem.n)
@@ -360,48 +351,60 @@ def _shortened(one: _Solved, ratio: float) -> Array:
     return one.step * (signal / (signal + variance * ratio / (1 - ratio)) if signal else 0.0)
 
 
-def _draw(
+class _Deal(NamedTuple):
+    """Signs and batches of the rows, and the weights of the batches in random combinations.
+
+    Combinations of the rows, not of coordinates: as equivariant as the rows are.
+    """
+
+    signs: Array
+    batch: npt.NDArray[np.int32]
+    batch_size: int
+    n_batches: int
+    contiguous: bool
+    mix: Array
+
+
+def _deal(n: int, batch_size: int, rng: np.random.Generator, *, shuffle: bool) -> _Deal:
+    signs = np.where(rng.random(n) < 0.5, -1.0, 1.0)
+    batch = batch_index(n, batch_size, 0, rng if shuffle else None)
+    k = int(batch.max()) + 1
+    mix = rng.standard_normal((k, PROBES))
+    return _Deal(signs, batch, batch_size, k, not shuffle or batch_size == 1, mix)
+
+
+def _take(
     problem: Problem,
     columns: list[tuple[Array | None, Array | None]],
     shift: Array,
-    batch_size: int,
-    rng: np.random.Generator,
-    how: type[_Gram] | type[_Triangle],
-    shuffle: bool,
+    deal: _Deal,
     n_threads: int,
-) -> tuple[list[Any], list[Array], int]:
-    """Take in sketched rows and targets; random mixtures of rows, and batches: one pass."""
-    n, p, width = problem.n, problem.p, max(_widths(columns))
-    signs = np.where(rng.random(n) < 0.5, -1.0, 1.0)
-    roots = [signs if root is None else signs * root for root, _ in columns]
-    batch = batch_index(n, batch_size, 0, rng if shuffle else None)
-    k = int(batch.max()) + 1
-    targets = None
-    if width:
-        targets = [
-            np.column_stack([np.bincount(batch, root * q, minlength=k) for q in target.T])
-            for root, (_, target) in zip(roots, columns, strict=True)
-            if target is not None
-        ]
-    # Combinations of the rows, not of coordinates: as equivariant as the rows are
-    mix = rng.standard_normal((k, PROBES))
-    made = [how(problem, width) for _ in columns]
+) -> tuple[list[_Triangle], list[Array]]:
+    """Take in sums over batches of rows and targets; random mixtures of the rows: one pass."""
+    p, width, k = problem.p, max(_widths(columns)), deal.n_batches
+    roots = [deal.signs if root is None else deal.signs * root for root, _ in columns]
+    targets = [
+        np.column_stack([np.bincount(deal.batch, root * q, minlength=k) for q in target.T])
+        for root, (_, target) in zip(roots, columns, strict=True)
+        if target is not None
+    ]
+    made = [_Triangle(problem, width) for _ in columns]
     mixed = [np.zeros((p, PROBES)) for _ in columns]
     for start, sums, _ in batch_sums(
         problem.X,
         RowCoefficients(np.column_stack(roots)),
-        batch,
-        batch_size=batch_size,
-        contiguous=not shuffle or batch_size == 1,
+        deal.batch,
+        batch_size=deal.batch_size,
+        contiguous=deal.contiguous,
         has_intercept=problem.has_intercept,
         n_threads=n_threads,
     ):
         for j in range(len(columns)):
             rows = sums[:, j]
-            mixed[j] += rows.T @ mix[start : start + len(rows)] / np.sqrt(n)
+            mixed[j] += rows.T @ deal.mix[start : start + len(rows)] / np.sqrt(problem.n)
             if problem.has_intercept:
                 rows[:, 1:] -= rows[:, :1] * shift
-            if targets is not None:
+            if targets:
                 rows = np.column_stack([rows, targets[j][start : start + len(rows)]])
-            made[j].add(np.ascontiguousarray(rows))
-    return made, mixed, k
+            made[j].add(rows)
+    return made, mixed
