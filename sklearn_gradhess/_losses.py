@@ -87,6 +87,10 @@ class Loss(ABC):
         """Row Hessian times a direction in the raw prediction."""
         return self.curvature(y, raw_prediction) * direction
 
+    def per(self, unit: float) -> "Loss":
+        """Return the loss for targets that were divided by a unit."""
+        return self
+
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
         """Value, gradient and curvature; a loss may share work between them."""
         return (
@@ -178,6 +182,10 @@ class HuberLoss(Loss):
         """Slope over distance, the weight of iteratively reweighted least squares; bounds Huber."""
         return self.epsilon / np.maximum(np.abs(raw_prediction - y), self.epsilon)
 
+    def per(self, unit: float) -> Loss:
+        """Return the loss with `epsilon` in that unit."""
+        return HuberLoss(self.epsilon / unit)
+
     def link(self, mean: Array) -> Array:
         """Identity."""
         return mean
@@ -260,6 +268,11 @@ class PoissonLoss(Loss):
             raise ValueError(
                 f"PoissonLoss needs y >= 0, got min(y) = {y.min():g}. For real-valued targets "
                 "use loss='squared_error'."
+            )
+        if y.max() > 1e100:
+            raise ValueError(
+                f"max(y) = {y.max():g} is beyond what the exponential of the log link can reach "
+                "safely, 1e100. Rescale y: another unit changes the intercept alone."
             )
 
     @staticmethod

@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
 _MOVED = 0.15  # relative change of the curvature up to which a factor serves
 _AGREE = 4.0  # factor up to which a preconditioner and conjugate gradients agree on a decrement
-_DRIFTS = 3  # steps that move rows by as much, from which on it is called drifting
+_DRIFTS = 2  # steps that move rows by as much, from which on it is called drifting
 _PRODUCTS = 50  # with the Hessian, in one step
 _REGULAR = 1e-12  # curvature over its mean that rows have at least
 _FORCING = 1e-2  # share of a decrement that may be left where the next step is made elsewhere
@@ -324,7 +324,7 @@ class Newton:
         return t, trial
 
 
-def drifts(data: Rows, method: Method, look: Look) -> bool:
+def drifts(method: Newton, point: Point) -> bool:
     """Whether Newton steps go on moving some rows by as much, however little there is to gain.
 
     So they do where the infimum lies at infinity along a direction that some rows alone see: a
@@ -332,12 +332,11 @@ def drifts(data: Rows, method: Method, look: Look) -> bool:
     predictions by about one, and what is gained is gained there.
     """
     for _ in range(_DRIFTS):
-        if not isinstance(look.way, Way):
-            return False
+        # With the curvature at this very point: what is seen there has hardly any weight
+        newton, look = replace(method, factor=None, made_of=None).look(point)
         raw = look.way.found.raw
-        gained = data.problem.weighted(look.point.rows.curvature * raw**2)
+        gained = method.data.problem.weighted(look.point.rows.curvature * raw**2)
         if not gained[np.abs(raw) > 0.5].sum() > 0.5 * gained.sum():
             return False
-        step = method.step(look)
-        method, look = step.then.look(step.arrive())
+        point = newton.step(look).arrive()
     return True

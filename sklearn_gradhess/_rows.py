@@ -184,8 +184,12 @@ class Rows:
 
     def __post_init__(self) -> None:
         problem = self.problem
-        square = problem.weighted(problem.Y**2).sum() / problem.n
-        self.unit = float(square) if problem.loss.own_unit else 1.0
+        if problem.loss.own_unit:
+            self.unit = 2 * problem.mean_loss(np.zeros_like(problem.Y))
+        else:  # one for equal classes, and in the unit of counts
+            mean = problem.weighted(problem.Y).mean(axis=0, keepdims=True)
+            curvature = problem.loss.curvature(mean, problem.loss.link(mean))
+            self.unit = 4 * float(curvature.mean())
 
     def at(self, W: Array, probes: list[Array] | None = None) -> Point:
         """Value, gradient and, with probes T G, leverages: a pass."""

@@ -196,8 +196,7 @@ def _shift(problem: Problem) -> Array:
     """Near the mean of the features, so that their offsets cancel in no difference of squares."""
     if not problem.has_intercept:
         return np.zeros(problem.X.shape[1])
-    spread = np.linspace(0, problem.n - 1, min(_CENTRE, problem.n)).astype(int)
-    rows = problem.rows(spread)
+    rows = problem.rows(np.arange(0, problem.n, max(problem.n // _CENTRE, 1)))
     return np.asarray(rows.mean(axis=0), dtype=np.float64).ravel()
 
 
@@ -291,6 +290,12 @@ class _Triangle:
     def solved(self, problem: Problem, shift: Array) -> _Solved:
         """Solve, without singular directions."""
         p, h = problem.p, int(problem.has_intercept)
+        if not np.isfinite(self.factor).all():
+            largest = max(abs(problem.X.max()), abs(problem.X.min()))
+            raise ValueError(
+                f"Sums over the rows of X overflow float64: its largest entry is {largest:.3g} in "
+                "size. Rescale X."
+            )
         triangle = self.factor / np.sqrt(problem.n)
         factor = triangle[:p, :p].copy()
         if h:

@@ -21,7 +21,9 @@ __all__ = ["Settings", "Solution", "record_of", "separated", "solve"]
 
 Array = npt.NDArray[np.float64]
 # Share of the tolerance that is asked of small data, where passes cost nothing
-_DEEP = 1e-9
+_DEEP = 1e-6
+# Exponent of two of the largest target from which on its squares are not to be trusted
+_EXTREME = 400
 # Statistical errors that are left of the start, which serves a part of the rows
 _COARSE = 0.3
 
@@ -131,7 +133,27 @@ def solve(
     """
     # Steps that diverge are caught and undone
     with np.errstate(over="ignore", invalid="ignore"):
-        return _solve(_Fit(problem, settings, rng), start)
+        unit = _unit(problem)
+        if unit == 1.0:
+            return _solve(_Fit(problem, settings, rng), start)
+        told = settings.on_iteration
+
+        def tell(W: Array, record: dict[str, Any]) -> bool:
+            record.update({name: record[name] * unit**2 for name in ("loss", "decrement", "floor")})
+            return bool(told and told(unit * W, record))
+
+        scaled = replace(problem, Y=problem.Y / unit, loss=problem.loss.per(float(unit)))
+        start = None if start is None else start / unit
+        found = _solve(_Fit(scaled, replace(settings, on_iteration=tell), rng), start)
+        return found._replace(W=unit * found.W, target=found.target * unit**2)
+
+
+def _unit(problem: Problem) -> np.float64:
+    """Return a power of two to divide targets by whose squares would overflow or vanish."""
+    exponent = 0
+    if problem.loss.own_unit:
+        exponent = int(np.frexp(np.abs(problem.Y).max(initial=0.0))[1])
+    return np.ldexp(np.float64(1.0), exponent if abs(exponent) > _EXTREME else 0)
 
 
 def _solve(fit: _Fit, start: Array | None) -> Solution:
@@ -149,7 +171,8 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
     W, method, look, ending = descend(
         method, point, goal, settings.max_iter, watch, lambda at: separated(problem, at)
     )
-    if ending is Ending.CONVERGED and _may_drift(problem) and drifts(data, method, look):
+    suspicious = ending is Ending.CONVERGED and _may_drift(problem, look)
+    if suspicious and drifts(Newton(data, goal, fit.make), look.point):
         ending = Ending.UNBOUNDED
     if fit.factor is None:
         fit.make(None if problem.loss.quadratic else data.weights(look.point, Model.CURVATURE))
@@ -286,5 +309,9 @@ def separated(problem: Problem, point: Point) -> bool:
     return bool(np.all(value[problem.weighted(np.ones(problem.n)) > 0] < np.log(2)))
 
 
-def _may_drift(problem: Problem) -> bool:
-    return problem.loss.asymptotic and not np.any(problem.alpha)
+def _may_drift(problem: Problem, look: Look) -> bool:
+    """Whether a step that was small in what it gained moved some row far."""
+    if not problem.loss.asymptotic or np.any(problem.alpha):
+        return False
+    # Steps on mini-batches know no raw predictions of theirs
+    return look.way is None or bool(np.abs(look.way.found.raw).max() > 0.1)

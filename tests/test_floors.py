@@ -18,17 +18,17 @@ FLOORS = {
     "_losses": 0,
     "_moments": 0,
     "_plan": 0,
-    "_preconditioner": 0,
+    "_preconditioner": 1,
     "_risk": 0,
-    "_gradient_risk": 1,
+    "_gradient_risk": 2,
     "_gradients": 1,
     "_rows": 1,
-    "_schemes": 1,
+    "_schemes": 2,
     "_validation": 1,
     "_weights": 1,
     "datasets": 1,
-    "diagnostics": 1,
-    "_fitted": 2,
+    "diagnostics": 2,
+    "_fitted": 3,
     "_monitor": 2,
     "_newton": 2,
     "_online": 2,
@@ -37,20 +37,20 @@ FLOORS = {
     "_affine": 3,
     "_attack": 3,
     "_steps": 3,
-    "covariance": 3,
-    "_single": 4,
+    "covariance": 4,
+    "_single": 5,
     "_solver": 4,
-    "metrics": 4,
-    "_sgd": 5,
-    "linear_model": 6,
-    "plotting._inputs": 6,
-    "plotting._style": 6,
-    "plotting._adversarial_risk": 7,
-    "plotting._convergence": 7,
-    "plotting._hessian_spectrum": 7,
-    "plotting._noise_calibration": 7,
-    "plotting": 8,
-    "__init__": 9,
+    "metrics": 5,
+    "_sgd": 6,
+    "linear_model": 7,
+    "plotting._inputs": 7,
+    "plotting._style": 7,
+    "plotting._adversarial_risk": 8,
+    "plotting._convergence": 8,
+    "plotting._hessian_spectrum": 8,
+    "plotting._noise_calibration": 8,
+    "plotting": 9,
+    "__init__": 10,
 }
 MAX_FILE_LINES = 710  # docstrings included
 MAX_BODY_LINES = 60
@@ -113,7 +113,7 @@ def test_every_module_has_a_floor_and_every_floor_a_module():
 
 @each_floor
 def test_imports_within_the_package_go_strictly_downwards(module):
-    wrong = {name for name in siblings(module) if not FLOORS.get(name, 9) < FLOORS[module]}
+    wrong = {name for name in siblings(module) if not FLOORS.get(name, 99) < FLOORS[module]}
     assert not wrong, f"{module} on floor {FLOORS[module]} imports {wrong}"
 
 
