@@ -277,9 +277,8 @@ class Rows:
             return 0.0
         error = trial.seen.slope - seen.slope
         error -= problem.loss.hessian_product(problem.Y, seen.raw, raw_u)
-        size = np.divide(
-            error**2, seen.curvature, out=np.zeros_like(error), where=seen.curvature > 0
-        )
+        size = np.divide(error, seen.curvature, out=np.zeros_like(error), where=seen.curvature > 0)
+        size *= error
         # Where rows have no curvature at all, nothing is known of what they do
         blind = np.any((seen.curvature <= 0) & (error != 0))
         return np.inf if blind else float(problem.weighted(size).sum() / problem.n)
@@ -323,7 +322,9 @@ class Rows:
     def _point(self, W: Array, objective: float, total: Array, seen: Seen) -> Point:
         problem = self.problem
         gradient = total / problem.n + problem.ridge * W
-        size = problem.weighted(seen.curvature * (seen.raw**2 + self.unit)).sum()
+        # Raw predictions of a link are numbers without a unit
+        least = self.unit if problem.loss.own_unit else 1.0
+        size = problem.weighted(seen.curvature * (seen.raw**2 + least)).sum()
         rounding = float((64 * _EPS) ** 2 * size / problem.n)
         slack = _SLACK * (self.unit + abs(objective))
         return Point(W, objective, gradient, seen, self._floor(seen), rounding, slack)
@@ -333,11 +334,11 @@ class Rows:
         problem = self.problem
         dispersion = 1.0
         if not problem.loss.likelihood:
-            square = problem.weighted(seen.slope**2).sum()
             v = problem.weighted(seen.curvature).sum()
             if not v > 0:  # Huber, with every residual beyond epsilon
                 v = problem.weighted(problem.loss.stiffness(problem.Y, seen.raw)).sum()
-            dispersion = float(square / v) if v > 0 else 0.0
+            # Squares of slopes would vanish or overflow before their ratio does
+            dispersion = float(problem.weighted(seen.slope * (seen.slope / v)).sum()) if v else 0.0
         return dispersion * self.error
 
     @property
