@@ -174,9 +174,10 @@ def cell(loss, n, p, condition=1, threads=1, seed=0, *, repeat=None, budget=3.0)
     Returns
     -------
     row : dict
-        Shape; milliseconds of ours; "peer / ours", the time of the fastest exact peer over that
-        of ours, and its name; whether ours takes no more than 1.2 times as long plus 2 ms; passes;
-        and for every model its distance from the optimum in floors, for peers their time over ours.
+        Shape; "ours, ms"; "peer / ours", the time of the fastest exact peer over that of ours, and
+        its name, None if there is none; "within target", whether ours is exact and takes no more
+        than 1.2 times as long plus 2 ms; "passes" of ours; and "models", for each its "time / ours"
+        and its distance from the optimum, "excess, floors".
     """
     X, y, excess = problem(loss, n, p, condition, seed)
     models = {"ours": ours(loss), **peers(loss)}
@@ -194,24 +195,35 @@ def cell(loss, n, p, condition=1, threads=1, seed=0, *, repeat=None, budget=3.0)
         best = min(exact, key=seconds.get)
         row |= {"peer / ours": seconds[best] / seconds["ours"], "fastest exact peer": best}
         row["within target"] &= seconds["ours"] <= 1.2 * seconds[best] + 2e-3
-    row["ours, floors"] = floors["ours"]
-    for name in list(models)[1:]:
-        row |= {f"{name} / ours": seconds[name] / seconds["ours"], f"{name}, floors": floors[name]}
+    row["models"] = {
+        name: {"time / ours": seconds[name] / seconds["ours"], "excess, floors": floors[name]}
+        for name in models
+    }
     return row
+
+
+def lines(row):
+    """Return a cell as lines of a table, one for each model; what concerns ours stands with it."""
+    shape = {key: row[key] for key in ("loss", "rows", "features", "condition", "threads")}
+    own = {key: value for key, value in row.items() if key not in (*shape, "models")}
+    return [
+        {**shape, "model": name, **measured, **(own if name == "ours" else {})}
+        for name, measured in row["models"].items()
+    ]
 
 
 def verdict(rows):
     """Say for each loss in how many cells ours is within the target, and the worst ratio."""
-    lines = []
+    said = []
     for loss in dict.fromkeys(row["loss"] for row in rows):
-        of = [row for row in rows if row["loss"] == loss]
+        of = [row for row in rows if row["loss"] == loss and row["model"] == "ours"]
         met = sum(row["within target"] for row in of)
         ratios = [row["peer / ours"] for row in of if row["peer / ours"] is not None]
         line = f"{loss}: within the target in {met} of {len(of)} cells"
         if ratios:
             line += f"; fastest exact peer / ours from {min(ratios):.2f} to {max(ratios):.2f}"
-        lines.append(line)
-    return "\n".join(lines)
+        said.append(line)
+    return "\n".join(said)
 
 
 @theme(
@@ -232,11 +244,12 @@ def cells(losses, shapes, conditions, threads, budget=3.0):
     Distances are in floors; below none is rounding. The summary counts the cells.
     """
     return [
-        cell(loss, *shape, condition, n_threads, budget=budget)
+        line
         for loss in losses
         for shape in shapes or SHAPES[loss]
         for condition in conditions
         for n_threads in threads
+        for line in lines(cell(loss, *shape, condition, n_threads, budget=budget))
     ]
 
 
