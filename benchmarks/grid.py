@@ -2,7 +2,8 @@
 
 Distances from the optimum are in floors, the statistical error of the fit: for p coefficients,
 the intercept's included, and n rows ``c p / (2n)`` in mean loss, with c the mean squared gradient
-over the mean curvature at the optimum. A peer counts as exact below 0.05 of them.
+over the mean curvature at the optimum. A peer counts as exact below 0.05 of them, HuberRegressor
+below 0.2.
 """
 
 import importlib.util
@@ -29,6 +30,8 @@ from benchmarks.report import theme
 from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
 
 EXACT = 0.05  # floors
+# HuberRegressor estimates the scale too, which moves its optimum; by 0.08 at 5 rows a feature
+EXACT_PEER = {"squared_error": EXACT, "log_loss": EXACT, "poisson": EXACT, "huber": 0.2}
 EPSILON = 1.35  # of Huber's loss, in units of the noise
 SHAPES = {
     "squared_error": (
@@ -96,6 +99,11 @@ def optimum(loss, X, y):
     """Return the least mean loss of features that are well-conditioned, and one floor."""
     n = len(X)
     coef = np.zeros(X.shape[1] + 1)
+
+    def mean_loss(coef):
+        with np.errstate(over="ignore"):
+            return derivatives(loss, y, coef[0] + X @ coef[1:])[0].mean()
+
     for _ in range(100):
         value, gradient, curvature = derivatives(loss, y, coef[0] + X @ coef[1:])
         slope = np.concatenate([[gradient.sum()], X.T @ gradient])
@@ -106,8 +114,11 @@ def optimum(loss, X, y):
         hessian[0, 1:] = hessian[1:, 0] = root @ Z
         step = np.linalg.solve(hessian, slope)
         floor = np.mean(gradient**2) / curvature.mean() * len(coef) / (2 * n)
-        if step @ slope / (2 * n) < 1e-9 * floor:
-            return value.mean() - step @ slope / (2 * n), floor
+        gain = step @ slope / (2 * n)
+        if 0 <= gain < 1e-9 * floor:
+            return value.mean() - gain, floor
+        while mean_loss(coef - step) > value.mean():  # Huber's Newton steps may overshoot
+            step /= 2
         coef -= step
     raise RuntimeError(f"no optimum of {loss} was found in 100 steps")
 
@@ -187,7 +198,7 @@ def cell(loss, n, p, condition=1, threads=1, seed=0, *, repeat=None, budget=3.0)
     with threadpool_limits(threads):
         seconds = best_times(jobs, repeat=repeat, budget=budget)
     floors = {name: excess(model) for name, model in models.items()}
-    exact = [name for name in models if name != "ours" and floors[name] < EXACT]
+    exact = [name for name in models if name != "ours" and floors[name] < EXACT_PEER[loss]]
     row = {"loss": loss, "rows": n, "features": p, "condition": condition, "threads": threads}
     row |= {"ours, ms": 1e3 * seconds["ours"], "peer / ours": None, "fastest exact peer": None}
     row |= {"within target": floors["ours"] < EXACT, "passes": models["ours"].n_passes_}
@@ -239,9 +250,9 @@ def verdict(rows):
     summary=verdict,
 )
 def cells(losses, shapes, conditions, threads, budget=3.0):
-    """HuberRegressor estimates the scale of the noise, which ours is told.
+    """Distances are in floors; below none is rounding.
 
-    Distances are in floors; below none is rounding. The summary counts the cells.
+    HuberRegressor estimates the scale of the noise, which ours is told. The summary counts cells.
     """
     return [
         line
