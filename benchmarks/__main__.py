@@ -19,7 +19,7 @@ DEFAULT_PATH = Path(__file__).with_name("results.json")
 def parse(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description=f"{__doc__} The long mode takes about 20 minutes on two cores.",
+        description=f"{__doc__} The long mode takes about an hour on two cores.",
     )
     parser.add_argument("--short", action="store_true", help="smaller data, about a minute")
     parser.add_argument(

@@ -2,7 +2,8 @@
 
 Distances from the optimum are in floors, the statistical error of the fit: for p coefficients,
 the intercept's included, and n rows ``c p / (2n)`` in mean loss, with c the mean squared gradient
-over the mean curvature at the optimum. A peer counts as exact below 0.05 of them.
+over the mean curvature at the optimum. A peer counts as exact below 0.05 of them, HuberRegressor
+below 0.2.
 """
 
 import importlib.util
@@ -29,6 +30,8 @@ from benchmarks.report import theme
 from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
 
 EXACT = 0.05  # floors
+# HuberRegressor estimates the scale too, which moves its optimum; by 0.08 at 5 rows a feature
+EXACT_PEER = {"squared_error": EXACT, "log_loss": EXACT, "poisson": EXACT, "huber": 0.2}
 EPSILON = 1.35  # of Huber's loss, in units of the noise
 SHAPES = {
     "squared_error": (
@@ -96,6 +99,11 @@ def optimum(loss, X, y):
     """Return the least mean loss of features that are well-conditioned, and one floor."""
     n = len(X)
     coef = np.zeros(X.shape[1] + 1)
+
+    def mean_loss(coef):
+        with np.errstate(over="ignore"):
+            return derivatives(loss, y, coef[0] + X @ coef[1:])[0].mean()
+
     for _ in range(100):
         value, gradient, curvature = derivatives(loss, y, coef[0] + X @ coef[1:])
         slope = np.concatenate([[gradient.sum()], X.T @ gradient])
@@ -106,8 +114,11 @@ def optimum(loss, X, y):
         hessian[0, 1:] = hessian[1:, 0] = root @ Z
         step = np.linalg.solve(hessian, slope)
         floor = np.mean(gradient**2) / curvature.mean() * len(coef) / (2 * n)
-        if step @ slope / (2 * n) < 1e-9 * floor:
-            return value.mean() - step @ slope / (2 * n), floor
+        gain = step @ slope / (2 * n)
+        if 0 <= gain < 1e-9 * floor:
+            return value.mean() - gain, floor
+        while mean_loss(coef - step) > value.mean():  # Huber's Newton steps may overshoot
+            step /= 2
         coef -= step
     raise RuntimeError(f"no optimum of {loss} was found in 100 steps")
 
@@ -174,9 +185,10 @@ def cell(loss, n, p, condition=1, threads=1, seed=0, *, repeat=None, budget=3.0)
     Returns
     -------
     row : dict
-        Shape; milliseconds of ours; "peer / ours", the time of the fastest exact peer over that
-        of ours, and its name; whether ours takes no more than 1.2 times as long plus 2 ms; passes;
-        and for every model its distance from the optimum in floors, for peers their time over ours.
+        Shape; "ours, ms"; "peer / ours", the time of the fastest exact peer over that of ours, and
+        its name, None if there is none; "within target", whether ours is exact and takes no more
+        than 1.2 times as long plus 2 ms; "passes" of ours; and "models", for each its "time / ours"
+        and its distance from the optimum, "excess, floors".
     """
     X, y, excess = problem(loss, n, p, condition, seed)
     models = {"ours": ours(loss), **peers(loss)}
@@ -186,7 +198,7 @@ def cell(loss, n, p, condition=1, threads=1, seed=0, *, repeat=None, budget=3.0)
     with threadpool_limits(threads):
         seconds = best_times(jobs, repeat=repeat, budget=budget)
     floors = {name: excess(model) for name, model in models.items()}
-    exact = [name for name in models if name != "ours" and floors[name] < EXACT]
+    exact = [name for name in models if name != "ours" and floors[name] < EXACT_PEER[loss]]
     row = {"loss": loss, "rows": n, "features": p, "condition": condition, "threads": threads}
     row |= {"ours, ms": 1e3 * seconds["ours"], "peer / ours": None, "fastest exact peer": None}
     row |= {"within target": floors["ours"] < EXACT, "passes": models["ours"].n_passes_}
@@ -194,24 +206,35 @@ def cell(loss, n, p, condition=1, threads=1, seed=0, *, repeat=None, budget=3.0)
         best = min(exact, key=seconds.get)
         row |= {"peer / ours": seconds[best] / seconds["ours"], "fastest exact peer": best}
         row["within target"] &= seconds["ours"] <= 1.2 * seconds[best] + 2e-3
-    row["ours, floors"] = floors["ours"]
-    for name in list(models)[1:]:
-        row |= {f"{name} / ours": seconds[name] / seconds["ours"], f"{name}, floors": floors[name]}
+    row["models"] = {
+        name: {"time / ours": seconds[name] / seconds["ours"], "excess, floors": floors[name]}
+        for name in models
+    }
     return row
+
+
+def lines(row):
+    """Return a cell as lines of a table, one for each model; what concerns ours stands with it."""
+    shape = {key: row[key] for key in ("loss", "rows", "features", "condition", "threads")}
+    own = {key: value for key, value in row.items() if key not in (*shape, "models")}
+    return [
+        {**shape, "model": name, **measured, **(own if name == "ours" else {})}
+        for name, measured in row["models"].items()
+    ]
 
 
 def verdict(rows):
     """Say for each loss in how many cells ours is within the target, and the worst ratio."""
-    lines = []
+    said = []
     for loss in dict.fromkeys(row["loss"] for row in rows):
-        of = [row for row in rows if row["loss"] == loss]
+        of = [row for row in rows if row["loss"] == loss and row["model"] == "ours"]
         met = sum(row["within target"] for row in of)
         ratios = [row["peer / ours"] for row in of if row["peer / ours"] is not None]
         line = f"{loss}: within the target in {met} of {len(of)} cells"
         if ratios:
             line += f"; fastest exact peer / ours from {min(ratios):.2f} to {max(ratios):.2f}"
-        lines.append(line)
-    return "\n".join(lines)
+        said.append(line)
+    return "\n".join(said)
 
 
 @theme(
@@ -227,16 +250,17 @@ def verdict(rows):
     summary=verdict,
 )
 def cells(losses, shapes, conditions, threads, budget=3.0):
-    """HuberRegressor estimates the scale of the noise, which ours is told.
+    """Distances are in floors; below none is rounding.
 
-    Distances are in floors; below none is rounding. The summary counts the cells.
+    HuberRegressor estimates the scale of the noise, which ours is told. The summary counts cells.
     """
     return [
-        cell(loss, *shape, condition, n_threads, budget=budget)
+        line
         for loss in losses
         for shape in shapes or SHAPES[loss]
         for condition in conditions
         for n_threads in threads
+        for line in lines(cell(loss, *shape, condition, n_threads, budget=budget))
     ]
 
 
