@@ -15,6 +15,7 @@ FLOORS = {
     "noise": 0,
     "exceptions": 0,
     "_losses": 0,
+    "_memory": 0,
     "_moments": 0,
     "_objective": 0,
     "_preconditioner": 0,
