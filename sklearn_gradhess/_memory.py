@@ -1,5 +1,6 @@
 """How much memory matrices of the size of the Hessian take, and whether that much is to be had."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,9 +35,9 @@ def refuse_wide(n_features: int, *, instead: str, n_outputs: int = 1) -> None:
     """
     matrix = 8.0 * n_features**2
     needed = (_MATRICES + _MATRICES_AN_OUTPUT * n_outputs) * matrix
-    if needed < 0.25 * _GIB:
+    if needed < 0.25 * _GIB:  # to be had anywhere: save a stream of single rows the asking
         return
-    allowed = min(_limits(), default=float("inf"))
+    allowed = min(_limits(), default=math.inf)
     if needed > allowed:
         raise ValueError(
             f"X has n_features={n_features}, and curvature is dense in them: a matrix of "

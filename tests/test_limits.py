@@ -181,6 +181,14 @@ def test_what_is_allowed_is_the_least_of_the_limits(monkeypatch, tmp_path):
         refuse_wide(5000, instead="Rather not.")
 
 
+def test_small_matrices_are_not_asked_about(monkeypatch, tmp_path):
+    (tmp_path / "limit").write_text("1000\n")
+    monkeypatch.setattr(_memory, "_CGROUP_LIMITS", (tmp_path / "limit",))
+    refuse_wide(1000, instead="")  # 0.1 GiB
+    with pytest.raises(ValueError, match=r"takes 0\.0466 GiB, and 0\.605 GiB are needed in all"):
+        refuse_wide(2500, instead="")
+
+
 def test_a_limit_of_the_address_space_counts(monkeypatch):
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (2**29, 2**30))
