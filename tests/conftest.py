@@ -34,13 +34,16 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def jittered(request, monkeypatch):
+def jittered(request):
     """Under --jitter, other digits and another order of rows, but for tests that are exempt."""
     seed = request.config.getoption("jitter")
     exempt = request.node.get_closest_marker("unjittered")
     assert exempt is None or len(exempt.args) == 1, "unjittered needs its reason"
-    if seed is not None and exempt is None:
-        jitter.apply(monkeypatch, request.module, seed)
+    # A patch of its own: a test's monkeypatch must not outlive the test's other fixtures
+    with pytest.MonkeyPatch.context() as patch:
+        if seed is not None and exempt is None:
+            jitter.apply(patch, request.module, seed)
+        yield
 
 
 @pytest.fixture(autouse=True)
