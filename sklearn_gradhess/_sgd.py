@@ -14,6 +14,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
+from sklearn_gradhess._memory import refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._online import OnlineModel
@@ -79,6 +80,20 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         "random_state": ["random_state", np.random.Generator],
         "verbose": ["verbose"],
     }
+
+    def _refuse_unfit(self, X: Any, Y: Array) -> None:
+        """Raise ValueError where features are too many to be fitted."""
+        classifier = isinstance(self, ClassifierMixin)
+        refuse_wide(
+            X.shape[1],
+            n_outputs=Y.shape[1] if classifier else 1,  # targets share their curvature
+            instead=(
+                f"Use sklearn.linear_model.{'LogisticRegression' if classifier else 'Ridge'} or "
+                f"{'SGDClassifier' if classifier else 'SGDRegressor'}, which need no such matrix; "
+                "or take fewer features, by sklearn.decomposition.TruncatedSVD or "
+                "sklearn.feature_selection."
+            ),
+        )
 
     def _minimise(
         self,
@@ -172,12 +187,21 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         rng: np.random.Generator,
     ) -> tuple[Any, Array, Array | None, Any, Problem]:
         rows = np.arange(Y.shape[0]) if sample_weight is None else np.flatnonzero(sample_weight)
+        classes = labels[rows] if isinstance(self, ClassifierMixin) else None
+        _refuse_hold_out(len(rows), classes, self.validation_fraction)
         train, test = train_test_split(
             rows,
             test_size=self.validation_fraction,
             random_state=int(rng.integers(2**31)),
-            stratify=labels[rows] if isinstance(self, ClassifierMixin) else None,
+            stratify=classes,
         )
+        if classes is not None and len(np.unique(labels[train])) < len(np.unique(classes)):
+            missing = np.setdiff1d(classes, labels[train]).tolist()
+            raise ValueError(
+                f"early_stopping=True with validation_fraction={self.validation_fraction:g} leaves "
+                f"no row of the classes {missing} to learn from. Decrease validation_fraction, or "
+                "set early_stopping=False."
+            )
         train, test = np.sort(train), np.sort(test)
         weights = (None, None)
         if sample_weight is not None:
@@ -253,6 +277,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         return Solution(W, seen.factor, ending, 4 * point.floor, 1.0, data.passes, history)
 
     def _store(self, W: Array, dtype: Any) -> None:
+        _refuse_cast(W[int(self.fit_intercept) :], dtype)
         for name, value in self._attributes(W, dtype).items():
             setattr(self, name, value)
 
@@ -369,10 +394,11 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         if coef_init is None and intercept_init is None:
             if self.warm_start and hasattr(self, "coef_"):
                 W = self._coefficients()
-                if W.shape == (d + self.fit_intercept, t):
+                if W.shape == (d + bool(self.fit_intercept), t):
                     return W
             return None
-        W = np.zeros((d + self.fit_intercept, t))
+        h = int(self.fit_intercept)
+        W = np.zeros((d + h, t))
         if coef_init is not None:
             coef = np.asarray(coef_init, dtype=np.float64)
             if coef.size != d * t or not np.isfinite(coef).all():
@@ -380,8 +406,8 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                     f"coef_init has shape {coef.shape}, but {t} output(s) of {d} features are "
                     "fitted: pass finite coefficients of the shape of coef_."
                 )
-            W[int(self.fit_intercept) :] = coef.reshape(t, d).T
-        if intercept_init is not None and self.fit_intercept:
+            W[h:] = coef.reshape(t, d).T
+        if intercept_init is not None and h:
             intercept = np.asarray(intercept_init, dtype=np.float64).ravel()
             if intercept.size != t or not np.isfinite(intercept).all():
                 raise ValueError(
@@ -413,3 +439,55 @@ def _root_of_trace(problem: Problem) -> float:
         square = Z.multiply(Z).sum(axis=1) if sparse.issparse(Z) else np.sum(Z**2, axis=1)
         total += float(v.sum(axis=1) @ (np.asarray(square).ravel() + 1.0))
     return float(np.sqrt(total / problem.n)) or 1.0
+
+
+def _refuse_hold_out(n_rows: int, classes: Any, fraction: float) -> None:
+    """Raise ValueError unless rows can be held out, and some of each class on either side."""
+    n_test = int(np.ceil(fraction * n_rows))
+    said = (
+        f"early_stopping=True holds out {n_test} of {n_rows} rows with a weight, "
+        f"validation_fraction={fraction:g} of them"
+    )
+    if classes is None:
+        if n_test >= n_rows:
+            raise ValueError(
+                f"{said}, and leaves none to learn from. Decrease validation_fraction, add rows, "
+                "or set early_stopping=False."
+            )
+        return
+    names, counts = np.unique(classes, return_counts=True)
+    single = names[counts < 2].tolist()
+    if single:
+        raise ValueError(
+            f"{said}, of each class its share, but the classes {single} have one row each: it "
+            "cannot be both held out and learned from. Add rows of them, or set "
+            "early_stopping=False, which needs no validation_fraction."
+        )
+    if n_test < len(names):
+        enough = np.ceil(100 * len(names) / n_rows) / 100
+        raise ValueError(
+            f"{said}, fewer than the {len(names)} classes. Increase validation_fraction to "
+            f"{enough:.2f} or more, or set early_stopping=False."
+        )
+    if n_rows - n_test < len(names):
+        raise ValueError(
+            f"{said}, and leaves {n_rows - n_test} to learn {len(names)} classes from. Decrease "
+            "validation_fraction, or set early_stopping=False."
+        )
+
+
+def _refuse_cast(coef: Array, dtype: Any) -> None:
+    """Raise ValueError where coefficients are beyond the range of the precision of X."""
+    limits = np.finfo(dtype)
+    largest = np.max(np.abs(coef), axis=0, initial=0.0)
+    if not np.all(largest <= limits.max):  # NaN included
+        raise ValueError(
+            f"The coefficients overflow {limits.dtype}: the largest is {largest.max():.3g}, for "
+            f"{limits.max:.3g} at most. Pass X as float64, or rescale X or y."
+        )
+    if np.any((largest > 0) & (largest < limits.tiny)):
+        worst = largest[largest > 0].min()
+        raise ValueError(
+            f"The coefficients vanish in {limits.dtype}: the largest is {worst:.3g}, for "
+            f"{limits.tiny:.3g} at least. Pass X as float64, or rescale X or y."
+        )

@@ -19,6 +19,7 @@ from sklearn_gradhess._gradients import RowCoefficients, batch_index, batch_sums
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._preconditioner import Factor, gram_roots, whitening
 from sklearn_gradhess._rows import Problem
+from sklearn_gradhess._validation import largest_entry
 
 __all__ = ["PROBES", "Sketched", "given_factor", "hessian_factor", "sketch_factor"]
 
@@ -291,10 +292,9 @@ class _Triangle:
         """Solve, without singular directions."""
         p, h = problem.p, int(problem.has_intercept)
         if not np.isfinite(self.factor).all():
-            largest = max(abs(problem.X.max()), abs(problem.X.min()))
             raise ValueError(
-                f"Sums over the rows of X overflow float64: its largest entry is {largest:.3g} in "
-                "size. Rescale X."
+                "Sums over the rows of X overflow float64: its largest entry is "
+                f"{largest_entry(problem.X):.3g} in size. Rescale X."
             )
         triangle = self.factor / np.sqrt(problem.n)
         factor = triangle[:p, :p].copy()

@@ -22,6 +22,7 @@ from sklearn_gradhess._gradients import (
     row_coefficients,
 )
 from sklearn_gradhess._losses import make_loss
+from sklearn_gradhess._memory import refuse_wide
 from sklearn_gradhess._schemes import N_GROUPS, GradientMemory
 from sklearn_gradhess._validation import (
     Interval,
@@ -43,6 +44,10 @@ from sklearn_gradhess.noise import as_generator, calibrated_variance
 
 __all__ = ["GradientCovarianceEstimator", "gradient_covariance"]
 
+_FEWER_FEATURES = (
+    "Take fewer features, by sklearn.random_projection or sklearn.feature_selection, or merge them "
+    "by sklearn.decomposition.TruncatedSVD."
+)
 # Settings that two estimators must share for their gradients to have the same law
 _IDENTITY = ("noise", "noise_scale", "inherent_variance", "loss", "epsilon")
 
@@ -515,6 +520,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         memory = getattr(self, "_memory", None)
         X = check_features(self, X, reset=memory is None, ensure_min_samples=2 if whole else 1)
         n, d = X.shape
+        refuse_wide(d, instead=_FEWER_FEATURES)
         coef, intercept = check_coef(coef, intercept, d)
         sample_weight = check_weights(sample_weight, X)
         antithetic = self.noise == "antithetic"

@@ -8,7 +8,6 @@ import numpy.typing as npt
 from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
 
 from sklearn_gradhess._losses import MultinomialLoss, make_loss
 from sklearn_gradhess._sgd import PreconditionedSGD
@@ -16,8 +15,8 @@ from sklearn_gradhess._validation import (
     Interval,
     StrOptions,
     _fit_context,
+    check_rows,
     check_weights,
-    refuse_foreign,
     unchanged_on_error,
     with_callbacks,
 )
@@ -239,6 +238,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         """
         with unchanged_on_error(self):
             X, Y, sample_weight, self._vector = self._validate(X, y, sample_weight, reset=True)
+            self._refuse_unfit(X, Y)
             start = self._start_from(coef_init, intercept_init, X.shape[1], Y.shape[1])
             return self._minimise(
                 X, Y, self._make_loss(), sample_weight, start, Y[:, 0] if self._vector else Y
@@ -274,6 +274,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         with unchanged_on_error(self):
             first = not hasattr(self, "coef_")
             X, Y, sample_weight, vector = self._validate(X, y, sample_weight, reset=first)
+            self._refuse_unfit(X, Y)
             if first:
                 self._vector = vector
                 self.t_ = 0
@@ -288,16 +289,8 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
     def _validate(
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
     ) -> tuple[Any, Array, Array | None, bool]:
-        refuse_foreign(X=X, y=y)
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse="csr",
-            dtype=[np.float64, np.float32],
-            multi_output=self.loss == "squared_error",
-            y_numeric=True,
-            reset=reset,
+        X, y = check_rows(
+            self, X, y, reset=reset, multi_output=self.loss == "squared_error", y_numeric=True
         )
         Y = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
         self._make_loss().check_y(Y)
@@ -545,6 +538,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
             weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
             refuse_one_class(y, weights)
             Y, loss = self._encode(y)
+            self._refuse_unfit(X, Y)
             start = self._start_from(coef_init, intercept_init, X.shape[1], Y.shape[1])
             return self._minimise(X, Y, loss, weights, start, y)
 
@@ -607,6 +601,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
             each = class_weighted(self.class_weight, self.classes_, self.classes_, None)
             refuse_one_class(self.classes_, each)
             Y, loss = self._encode(y)
+            self._refuse_unfit(X, Y)
             weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
             self._online = self._stream(X, Y, loss, weights)
             self._store(self._online.W, X.dtype)
@@ -616,10 +611,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     def _validate(
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
     ) -> tuple[Any, Any, Array | None]:
-        refuse_foreign(X=X, y=y)
-        X, y = validate_data(
-            self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32], reset=reset
-        )
+        X, y = check_rows(self, X, y, reset=reset)
         check_classification_targets(y)
         return X, y, check_weights(sample_weight, X)
 

@@ -16,6 +16,7 @@ FLOORS = {
     "exceptions": 0,
     "_descent": 0,
     "_losses": 0,
+    "_memory": 0,
     "_moments": 0,
     "_plan": 0,
     "_preconditioner": 1,

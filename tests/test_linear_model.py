@@ -651,6 +651,7 @@ def test_a_smaller_tol_gives_a_smaller_decrement(large):
     assert decrements[0] > decrements[2]
 
 
+@pytest.mark.unjittered("the warning names the caller's file, which then is that of the jitter")
 @pytest.mark.parametrize("identity", [True, False])
 def test_ending_early_warns_with_the_numbers(large, identity):
     model = Regressor(max_iter=1, tol=1e-12, random_state=0)
