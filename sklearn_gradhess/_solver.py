@@ -16,6 +16,7 @@ from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem, Rows
 from sklearn_gradhess._sketch import PROBES, Sketched, hessian_factor, sketch_factor
 from sklearn_gradhess._steps import Made, Steps, StepSettings
+from sklearn_gradhess._validation import largest_entry
 
 __all__ = ["Settings", "Solution", "record_of", "separated", "solve"]
 
@@ -152,7 +153,7 @@ def _unit(problem: Problem) -> np.float64:
     """Return a power of two to divide targets by whose squares would overflow or vanish."""
     exponent = 0
     if problem.loss.own_unit:
-        exponent = int(np.frexp(np.abs(problem.Y).max(initial=0.0))[1])
+        exponent = int(np.frexp(np.abs(problem.Y).max(initial=0.0))[1]) - 1
     return np.ldexp(np.float64(1.0), exponent if abs(exponent) > _EXTREME else 0)
 
 
@@ -171,6 +172,7 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
     W, method, look, ending = descend(
         method, point, goal, settings.max_iter, watch, lambda at: separated(problem, at)
     )
+    _refuse_overflow(problem, W)
     suspicious = ending is Ending.CONVERGED and _may_drift(problem, look)
     if suspicious and drifts(Newton(data, goal, fit.make), look.point):
         ending = Ending.UNBOUNDED
@@ -252,7 +254,17 @@ def _no_worse_than_null(data: Rows, start: Array | None) -> Point:
         raw = np.array(np.broadcast_to(null[0] * problem.has_intercept, problem.Y.shape))
         if point.objective <= problem.mean_loss(raw):
             return point
-    return data.at(null)
+    point = data.at(null)
+    _refuse_overflow(problem, point.gradient)
+    return point
+
+
+def _refuse_overflow(problem: Problem, values: Array) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(
+            "Sums over the rows of X overflow float64: its largest entry is "
+            f"{largest_entry(problem.X):.3g} in size. Rescale X."
+        )
 
 
 def _of_a_share(fit: _Fit) -> Array | None:

@@ -71,8 +71,9 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         "auto": a sketch of the Hessian, made anew when the curvature has moved. "identity": plain
         steps, for comparison. An estimator is cloned and fitted, or used as it is when it is
         fitted already, from somebody else's gradients perhaps.
-    oversampling : float, default=4.0
-        Batches a coefficient in the sketch. More make a better preconditioner at more cost.
+    oversampling : float or "auto", default="auto"
+        Batches a coefficient in the sketch. More make a better preconditioner at more cost; "auto"
+        is 40 for Newton steps and 4 for mini-batch steps.
     shuffle : bool, default=True
         Deal the rows to the batches of the sketch at random.
     early_stopping : bool, default=False
@@ -368,8 +369,9 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         "auto": a sketch of the Hessian, made anew when the curvature has moved. "identity": plain
         steps, for comparison. An estimator is cloned and fitted, or used as it is when it is
         fitted already, from somebody else's gradients perhaps.
-    oversampling : float, default=4.0
-        Batches a coefficient in the sketch. More make a better preconditioner at more cost.
+    oversampling : float or "auto", default="auto"
+        Batches a coefficient in the sketch. More make a better preconditioner at more cost; "auto"
+        is 40 for Newton steps and 4 for mini-batch steps.
     shuffle : bool, default=True
         Deal the rows to the batches of the sketch at random.
     early_stopping : bool, default=False

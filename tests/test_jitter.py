@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
-from sklearn_gradhess._objective import Problem
 
 from sklearn_gradhess import PreconditionedSGDRegressor, _solver
 from sklearn_gradhess._losses import make_loss
+from sklearn_gradhess._rows import Problem
 from tests import jitter
 
 

@@ -383,15 +383,17 @@ def test_whitening_of_a_singular_factor_is_that_of_the_components_left(intercept
     C = (X - intercept * X.mean(axis=0)).T @ (X - intercept * X.mean(axis=0)) / 50
     inner = T[intercept:, intercept:]
     assert clipped == 1
-    np.testing.assert_allclose(inner @ inner.T, pinvh(C, rtol=1e-10), atol=1e-9)
-    gram = inner.T @ inner  # components are orthogonal, in the order of falling variance
+    # The pseudo-inverse with every feature scaled to unit standard deviation
+    sd = np.sqrt(np.diag(C))
+    inverse = pinvh(C / sd / sd[:, None], rtol=1e-10) / sd / sd[:, None]
+    np.testing.assert_allclose(inner @ inner.T, inverse, atol=1e-9)
+    scaled = sd[:, None] * inner  # components are orthogonal, in the order of falling variance
+    gram = scaled.T @ scaled
     np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-9)
     assert np.all(np.diff(np.diag(gram)[:3]) > 0)
     assert not T[:, -1].any()
     if intercept:  # whose own direction has the mean of a row's leverage
-        np.testing.assert_allclose(
-            T[0] @ T[0], 1 + X.mean(axis=0) @ pinvh(C, rtol=1e-10) @ X.mean(axis=0)
-        )
+        np.testing.assert_allclose(T[0] @ T[0], 1 + X.mean(axis=0) @ inverse @ X.mean(axis=0))
 
 
 @pytest.mark.parametrize("columns", [[0, 1, 2], [0, 1, 1]])
