@@ -230,7 +230,7 @@ def test_features_whose_sums_overflow_are_refused(data, cls, container):
     X = data[0] / np.abs(data[0]).max() * 1.5e308
     model = cls(alpha=0.0)
     with pytest.raises(ValueError, match=r"^Sums over the rows of X overflow float64") as caught:
-        model.fit(container(X), data[1])
+        learn(model, "fit", container(X), data[1])
     assert "its largest entry is 1.5e+308 in size. Rescale X" in str(caught.value)
     assert vars(model) == model.get_params()
 
