@@ -118,8 +118,8 @@ def _models(chunk: Problem, Z: Array, W: Array) -> list[Array]:
     """Rows ``sqrt(w v) (z, q)`` for each column of W."""
     raw = Z @ W
     gradient = chunk.loss.gradient(chunk.Y, raw)
-    if chunk.loss.name in ("huber", "poisson"):
-        # Their second derivative may vanish or explode over a step; the secant does not
+    if not chunk.loss.likelihood:
+        # A second derivative may vanish or explode over a step; the secant does not
         curvature = chunk.loss.stiffness(chunk.Y, raw)
     else:
         curvature = np.maximum(chunk.loss.curvature(chunk.Y, raw), _FLAT)

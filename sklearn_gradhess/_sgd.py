@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -14,6 +15,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
+from sklearn_gradhess._losses import Loss
 from sklearn_gradhess._memory import refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
@@ -21,6 +23,7 @@ from sklearn_gradhess._online import OnlineModel
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem
+from sklearn_gradhess._scale_estimate import StreamScale, estimate_scale
 from sklearn_gradhess._single import Approach, InterceptFirst, SingleGradients
 from sklearn_gradhess._sketch import given_factor
 from sklearn_gradhess._solver import Settings, Solution, record_of, solve
@@ -124,21 +127,25 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             bool(self.fit_intercept),
             observations(sample_weight),
         )
-        monitor = Monitor(self, X, labels, held_out)
         with blas_threads(X.shape[1]):
             if self.noise == "single":
+                monitor = Monitor(self, X, labels, held_out)
                 solution = self._solve_single(problem, sample_weight, rng, start, monitor)
             else:
-                solution = solve(
-                    problem, self._settings(problem, sample_weight, monitor), rng, start
-                )
+                settings = self._settings(problem, sample_weight)
+                loss, start, n_passes = estimate_scale(problem, settings, rng, start)
+                problem = replace(problem, loss=loss)
+                held_out = held_out and replace(held_out, loss=loss)
+                monitor = Monitor(self, X, labels, held_out)
+                solution = solve(problem, replace(settings, on_iteration=monitor), rng, start)
+                solution = solution._replace(n_passes=solution.n_passes + n_passes)
             monitor.close(solution.W)
             self._store_solution(solution, problem)
         self._store(solution.W, X.dtype)
         self._warn(solution, problem)
         return self
 
-    def _settings(self, problem: Problem, sample_weight: Any, monitor: Monitor) -> Settings:
+    def _settings(self, problem: Problem, sample_weight: Any) -> Settings:
         """Parameters of the estimator as the solver takes them."""
         steps = StepSettings(
             None if isinstance(self.batch_size, str) else self.batch_size,
@@ -174,7 +181,6 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             n_threads=effective_n_threads(),
             given=self._given(problem, sample_weight),
             safeguard=not plain and self.variance_reduction,
-            on_iteration=monitor,
         )
 
     def _hold_out(
@@ -248,14 +254,19 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                 f"noise='single' sees one gradient a batch, but there are {problem.Y.shape[1]} "
                 "outputs or classes. Fit one model an output, or use noise='antithetic'."
             )
+        if problem.loss.scale is not None or problem.loss.calibration is None:
+            raise ValueError(
+                f"noise='single' sees gradients, and loss={problem.loss.name!r} needs the scale of "
+                "the residuals, which they do not tell. Use another loss, or noise='antithetic'."
+            )
+        calibration = problem.loss.calibration
 
         def estimator(seed: int) -> GradientCovarianceEstimator:
             return GradientCovarianceEstimator(
                 batch_size=self.batch_size,
                 noise="single",
                 noise_scale=self.noise_scale,
-                loss=self.loss,
-                epsilon=getattr(self, "epsilon", 1.35),
+                **calibration,
                 assume_centered=not problem.has_intercept,
                 shuffle=self.shuffle,
                 random_state=seed,
@@ -292,7 +303,15 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         self._factors = list(factor.factors)
         self._sketched = (factor.n_batches, factor.batch_size, problem.n)
         self._n_seen = float(problem.observations)
-        self.__dict__.pop("_online", None)
+        self._keep_loss(problem.loss)
+        for name in ("_online", "_stream_scale"):
+            self.__dict__.pop(name, None)
+
+    def _keep_loss(self, loss: Loss) -> None:
+        for name in getattr(self, "_loss", loss).fitted:
+            self.__dict__.pop(name, None)
+        self._loss = loss
+        self.__dict__.update(loss.fitted)
 
     @property
     def covariance_estimator_(self) -> GradientCovarianceEstimator:
@@ -301,6 +320,11 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             return self._estimator
         if not hasattr(self, "history_"):
             raise AttributeError("covariance_estimator_ is there after fit alone.")
+        if self._loss.calibration is None:
+            raise AttributeError(
+                f"covariance_estimator_ is not there for loss={self.loss!r}, to which no noise is "
+                "calibrated."
+            )
         n_batches, batch_size, n_samples = self._sketched
         root = self._factors[0]
         if len(self._factors) > 1:  # one a class: the mean of their Hessians
@@ -311,8 +335,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             n_samples=n_samples,
             batch_size=batch_size,
             has_intercept=bool(self.fit_intercept),
-            loss=self.loss,
-            epsilon=getattr(self, "epsilon", 1.35),
+            **self._loss.calibration,
         )
 
     def _warn(self, solution: Solution, problem: Problem) -> None:
@@ -373,6 +396,8 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             if hasattr(self, "_factors"):
                 model = model.starting_from(self._factors, self._n_seen, problem)
         with blas_threads(X.shape[1]):
+            scale = self._scale_of_stream().update(problem, model.W)
+            problem = replace(problem, loss=scale.loss_of(problem))
             model = model.update(problem)
         if not np.isfinite(model.W).all():
             raise ValueError(
@@ -380,7 +405,17 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             )
         for name in _REPORTS:
             self.__dict__.pop(name, None)
+        self._keep_loss(problem.loss)
+        self._stream_scale = scale
         return model
+
+    def _scale_of_stream(self) -> StreamScale:
+        """Scale of the residuals of the rows so far."""
+        if "_online" in vars(self):
+            return self._stream_scale
+        if "_loss" in vars(self) and self._loss.scale is not None:
+            return StreamScale(self._loss.scale, self._n_seen)
+        return StreamScale()
 
     def _coefficients(self) -> Array:
         """Return the coefficients as the solver has them: intercept first, a column an output."""

@@ -18,7 +18,7 @@ from sklearn_gradhess._sketch import PROBES, Sketched, hessian_factor, sketch_fa
 from sklearn_gradhess._steps import Made, Steps, StepSettings
 from sklearn_gradhess._validation import largest_entry
 
-__all__ = ["Settings", "Solution", "record_of", "separated", "solve"]
+__all__ = ["Settings", "Solution", "part_of", "record_of", "separated", "solve"]
 
 Array = npt.NDArray[np.float64]
 # Share of the tolerance that is asked of small data, where passes cost nothing
@@ -42,6 +42,11 @@ class Settings:
     given: Factor | None = None
     safeguard: bool = True
     on_iteration: Callable[[Array, dict[str, Any]], bool] | None = None
+
+    @property
+    def goal(self) -> Goal:
+        """When to stop."""
+        return Goal(self.tol, _DEEP if self.plan.preconditioner == "exact" else 1.0)
 
 
 class Solution(NamedTuple):
@@ -160,7 +165,7 @@ def _unit(problem: Problem) -> np.float64:
 def _solve(fit: _Fit, start: Array | None) -> Solution:
     problem, settings, data = fit.problem, fit.settings, fit.data
     clock = time.perf_counter()
-    goal = Goal(settings.tol, _DEEP if settings.plan.preconditioner == "exact" else 1.0)
+    goal = settings.goal
     point, method = _begin(fit, goal, start)
     history: list[dict[str, Any]] = []
 
@@ -270,20 +275,12 @@ def _refuse_overflow(problem: Problem, values: Array) -> None:
 def _of_a_share(fit: _Fit) -> Array | None:
     """Coefficients of a share of the rows: many steps at little cost, some errors away."""
     problem, share = fit.problem, fit.settings.plan.share
-    if share == 1:
+    part = None if share == 1 else part_of(problem, share, fit.rng)
+    if part is None:
         return None
-    # One of each run of rows, so that sorted rows are all served
-    runs = np.arange(0, problem.n - share + 1, share)
-    rows = runs + fit.rng.integers(share, size=len(runs))
-    weight = None if problem.weight is None else problem.weight[rows]
-    if weight is not None:
-        if not weight.any():
-            return None
-        weight = weight * (len(weight) / weight.sum())
-    part = replace(problem, X=problem.X[rows], Y=problem.Y[rows], weight=weight, count=0.0)
     settings = replace(
         fit.settings,
-        plan=choose(len(rows), problem.p, quadratic=False),
+        plan=choose(part.n, problem.p, quadratic=False),
         tol=_COARSE,
         max_iter=20,
         on_iteration=None,
@@ -293,6 +290,19 @@ def _of_a_share(fit: _Fit) -> Array | None:
     if solution.ending in (Ending.SEPARABLE, Ending.UNBOUNDED) or not np.isfinite(solution.W).all():
         return None
     return solution.W
+
+
+def part_of(problem: Problem, share: int, rng: np.random.Generator) -> Problem | None:
+    """Draw one of so many rows; None if all that are drawn weigh nothing."""
+    # One of each run of rows, so that sorted rows are all served
+    runs = np.arange(0, problem.n - share + 1, share)
+    rows = runs + rng.integers(share, size=len(runs))
+    weight = None if problem.weight is None else problem.weight[rows]
+    if weight is not None:
+        if not weight.any():
+            return None
+        weight = weight * (len(weight) / weight.sum())
+    return replace(problem, X=problem.X[rows], Y=problem.Y[rows], weight=weight, count=0.0)
 
 
 def record_of(look: Look, passes: float, clock: float) -> dict[str, Any]:
