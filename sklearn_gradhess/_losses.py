@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import logit, logsumexp, ndtri, softmax, xlogy
+from scipy.special import expit, logit, logsumexp, ndtri, softmax, xlogy
 
 __all__ = [
     "GammaLoss",
@@ -101,6 +101,10 @@ class Loss(ABC):
     def link(self, mean: Array) -> Array:
         """Raw prediction that fits a mean target, near enough to start from; finite."""
 
+    def mean(self, raw_prediction: Array) -> Array:
+        """Target that a raw prediction fits, by the inverse of the link."""
+        return raw_prediction
+
     def hessian_product(self, y: Array, raw_prediction: Array, direction: Array) -> Array:
         """Row Hessian times a direction in the raw prediction."""
         return self.curvature(y, raw_prediction) * direction
@@ -109,15 +113,15 @@ class Loss(ABC):
         """Return the loss for targets that were divided by a unit."""
         return self
 
-    def residual_scale(self, residual: Array, weight: Array, p: int) -> float:
-        """Scale that these residuals have, which the loss should be made for; zero if none."""
+    def residual_scale(self, residual: Array, weight: Array, n: float, p: int) -> float:
+        """Scale that residuals of n observations have after a fit of p coefficients; or zero."""
         raise NotImplementedError
 
     def at_scale(self, scale: float, n: float, p: int) -> "Loss":
         """Return the loss for residuals of a scale, of n observations and p coefficients."""
         return self
 
-    def sharpened(self, residual: Array, weight: Array, p: int) -> "Loss":
+    def sharpened(self, residual: Array, weight: Array, n: float, p: int) -> "Loss":
         """Return a loss nearer to what it approximates, or itself if it is near enough."""
         return self
 
@@ -235,7 +239,7 @@ class HuberLoss(Loss):
         """Identity."""
         return mean
 
-    def residual_scale(self, residual: Array, weight: Array, p: int) -> float:
+    def residual_scale(self, residual: Array, weight: Array, n: float, p: int) -> float:
         """Root of ``sum(w min(r^2 / s^2, epsilon^2)) = sum(w)`` in s, Huber's proposal 2.
 
         There Huber's concomitant objective, ``sum(w (s + s H(r/s)))``, is minimal in s. The
@@ -316,6 +320,10 @@ class LogisticLoss(Loss):
     def link(self, mean: Array) -> Array:
         """Log odds, bounded."""
         return logit(np.clip(mean, 1e-6, 1 - 1e-6))
+
+    def mean(self, raw_prediction: Array) -> Array:
+        """Probability."""
+        return expit(raw_prediction)
 
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
         """Value, gradient and curvature, from one exponential."""
@@ -400,20 +408,22 @@ class QuantileLoss(Loss):
         """Identity."""
         return mean
 
-    def residual_scale(self, residual: Array, weight: Array, p: int) -> float:
+    def residual_scale(self, residual: Array, weight: Array, n: float, p: int) -> float:
         """Width of the residuals' distribution about the quantile, over that of a normal one.
 
         Between the ranks half as far from the quantile as its nearer end: the quartiles, for the
         median. Where residuals are denser or sparser than elsewhere, that is what tells. The p rows
         that a fit may pass through are not to be taken for a dense place.
         """
-        n = len(residual)
         half = max(0.5 * min(self.quantile, 1 - self.quantile), 2 * p / n)
         ends = [self.quantile - half, self.quantile + half]
         ranks = np.clip(ends, min(0.5 / n, 0.25), max(1 - 0.5 / n, 0.75))
         order = np.argsort(residual)
-        mass = np.cumsum(weight[order]) - 0.5 * weight[order]
-        low, high = np.interp(ranks * weight.sum(), mass, residual[order])
+        mass = np.cumsum(weight[order])
+        # A rank that is that of a row, up to rounding, lies between it and the next
+        sides = ranks * mass[-1] * (1 + np.array([[-1e-9], [1e-9]]))
+        rows = np.minimum(np.searchsorted(mass, sides), len(order) - 1)
+        low, high = residual[order[rows]].mean(axis=0)
         return float((high - low) / np.diff(ndtri(ranks))[0])
 
     def at_scale(self, scale: float, n: float, p: int) -> Loss:
@@ -427,7 +437,7 @@ class QuantileLoss(Loss):
         deviation = spread * share**0.4 * scale
         return QuantileLoss(self.quantile, scale, float(deviation * np.sqrt(3) / np.pi))
 
-    def sharpened(self, residual: Array, weight: Array, p: int) -> Loss:
+    def sharpened(self, residual: Array, weight: Array, n: float, p: int) -> Loss:
         """Narrow the bandwidth while the pinball loss may be reducible by a share that matters.
 
         The slopes at a minimum of the smoothed loss are a feasible point of the linear program
@@ -437,7 +447,7 @@ class QuantileLoss(Loss):
         size = np.abs(residual)
         loss = weight @ (np.where(residual > 0, self.quantile, 1 - self.quantile) * size)
         gap = weight @ (size * _probabilities(-size / self.bandwidth)[0])
-        allowed = max(_GAP, _GAP_OF_RANK * p / weight.sum()) * loss
+        allowed = max(_GAP, _GAP_OF_RANK * p / n) * loss
         if gap <= allowed:
             return self
         narrower = max(0.7 * np.sqrt(allowed / gap), 0.1) * self.bandwidth
@@ -484,6 +494,10 @@ class _LogLinkLoss(Loss):
     def link(self, mean: Array) -> Array:
         """Logarithm, bounded."""
         return np.log(np.maximum(mean, np.finfo(mean.dtype).tiny))
+
+    def mean(self, raw_prediction: Array) -> Array:
+        """Exponential."""
+        return np.exp(raw_prediction)
 
 
 def _safe_exp(exponent: Array) -> tuple[Array, Array]:

@@ -356,8 +356,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         y : ndarray of shape (n_samples,) or (n_samples, n_targets)
             Predicted targets; the mean, for a log link; the quantile, for "quantile".
         """
-        raw = self._raw_prediction(X)
-        return raw if self._make_loss().power is None else np.exp(raw)
+        return self._make_loss().mean(self._raw_prediction(X))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Share of the loss of a constant prediction that is explained.
@@ -383,4 +382,5 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         predicted = self.predict(X)
         # Deviances take no mean that has vanished
         predicted = np.maximum(predicted, np.finfo(predicted.dtype).tiny)
-        return float(d2_tweedie_score(y, predicted, sample_weight=sample_weight, power=power))
+        with np.errstate(over="ignore"):
+            return float(d2_tweedie_score(y, predicted, sample_weight=sample_weight, power=power))

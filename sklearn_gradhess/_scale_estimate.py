@@ -58,7 +58,7 @@ def estimate_scale(
     size = scale_at(problem, None)
     loss, W, passes = _first(problem, settings, rng, start, size)
     # The scale has a relative error of one over the root of the observations, or more
-    close = max(0.1 * np.sqrt(settings.goal.tol * settings.goal.depth / problem.observations), 1e-9)
+    close = max(1.0 * np.sqrt(settings.goal.tol * settings.goal.depth / problem.observations), 1e-9)
     before = None
     for _ in range(_MOST):
         assert loss.scale is not None
@@ -83,11 +83,15 @@ def scale_at(problem: Problem, W: Array | None) -> float:
         order = np.argsort(residual)
         mass = np.cumsum(weight[order])
         residual = residual - residual[order[np.searchsorted(mass, 0.5 * mass[-1])]]
-    scale = problem.loss.residual_scale(residual, weight, problem.p)
+    scale = problem.loss.residual_scale(residual, weight, problem.observations, problem.p)
     if scale > 0 or W is not None:
         return scale
-    # Most targets are the same: of those that are not
-    return float(weight @ np.abs(residual) / weight.sum()) or 1.0
+    # Most targets are the same: the mean distance of the others, or the size of all
+    for values in (residual, problem.Y[:, 0]):
+        unit = np.abs(values).max()
+        if unit > 0:
+            return float(unit * (weight @ np.abs(values / unit) / weight.sum()))
+    return 1.0
 
 
 def _residual(problem: Problem, W: Array | None) -> Array:
@@ -137,7 +141,7 @@ def _sharpened(
         residual = _residual(problem, W)
         if np.abs(residual).max() <= 10 * _LEAST * size:
             break
-        sharper = loss.sharpened(residual, weight, problem.p)
+        sharper = loss.sharpened(residual, weight, problem.observations, problem.p)
         if sharper is loss:
             break
         loss = sharper
@@ -163,7 +167,7 @@ class StreamScale(NamedTuple):
     def update(self, chunk: Problem, W: Array) -> "StreamScale":
         """Return the scale after another chunk, whose weights are as they came, predicted by W."""
         weight = chunk.weight
-        if chunk.loss.scale is None or (weight is not None and not weight.any()):
+        if chunk.loss.scale is None:
             return self
         chunk = replace(chunk, weight=mean_one(weight), count=observations(weight))
         if self.scale is None:
