@@ -162,7 +162,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
 
     References
     ----------
-    MATH sections 4 and 12; arXiv 2601.18546; Owen (2007), "A robust hybrid of lasso and ridge
+    MATH sections 4 and 13; arXiv 2601.18546; Owen (2007), "A robust hybrid of lasso and ridge
     regression"; He, Pan, Tan and Zhou (2023), "Smoothed quantile regression with large-scale
     inference".
 
