@@ -102,6 +102,7 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         self.excess_risk_ = estimate.excess_risk
         self.correction_ = estimate.correction
         self._n_effective = memory.n_effective(memory.clean_share(estimate.excess_risk))
+        self.noise_variance_ = memory.injected_variance(self.batch_size_)
         self.n_batches_ = memory.n_batches
         self.n_samples_seen_ = memory.n_samples
 
@@ -123,7 +124,6 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         estimator.batch_size_ = batch_size
         estimator._dtype = np.dtype(np.float64)
         memory = estimator._start(estimator.n_features_in_, has_intercept=has_intercept)
-        estimator._calibrate(memory)
         estimator._memory = memory.with_factor(factor, n_batches=n_batches, n_samples=n_samples)
         estimator._finalize()
         return estimator

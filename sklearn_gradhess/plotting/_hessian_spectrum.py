@@ -379,7 +379,7 @@ def _spread(estimator: Any) -> _Spread | None:
     if estimator.noise == "single":
         least, greatest = nuisance(estimator)
         lightest, heaviest = estimator._scale_limits
-        if np.isnan(greatest) or (estimator.correction_ != "none" and not heaviest < np.inf):
+        if not (greatest < np.inf and heaviest < np.inf):
             return None
         if estimator.correction_ == "none":
             low, high = low * (1 + least), high * (1 + greatest)
