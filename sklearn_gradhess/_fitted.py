@@ -42,7 +42,8 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     _n_effective: float
     _nuisance: tuple[float, float]
     _scale_limits: tuple[float, float]
-    _far: bool
+    _assumed: float
+    _nuisance_error: float
     _rng: np.random.Generator
     _dtype: np.dtype[Any]
     n_features_in_: int
@@ -73,7 +74,7 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         )
         self._factor, self._settled = estimate.factor, memory
         self._nuisance, self._scale_limits = estimate.nuisance, estimate.scale
-        self._far = estimate.far
+        self._assumed, self._nuisance_error = estimate.assumed, estimate.error
         first = int(memory.has_intercept)
         factor, location = estimate.factor, np.zeros(self.n_features_in_)
         if first:
