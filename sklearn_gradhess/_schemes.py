@@ -263,7 +263,7 @@ class GradientMemory:
         """
         if self.noise != "single":
             return
-        memory = self.settled()
+        memory = self.settled() if self.estimates_inherent else self
         inherent, total = memory._inherent_of(batch_size), self.noise_scale * batch_size
         chance = 5 * np.sqrt(2 / memory.n_samples) if self.estimates_inherent else 0.0
         if inherent * (1 - chance) > total:
@@ -346,15 +346,7 @@ class GradientMemory:
         residual, curvature : ndarray of shape (n_samples,) or None
             r and v; None stands for all zero and all one.
         """
-        w = np.ones(len(batch)) if weights is None else weights
-        r = np.zeros(len(batch)) if residual is None else residual
-        wv = w if curvature is None else w * curvature
-        batches = _Batches(
-            *(
-                np.bincount(batch, each)
-                for each in (w, None, w**2, (w * r) ** 2 if self.estimates_inherent else w * 0, wv)
-            )
-        )
+        batches = self._batches(batch, weights, residual, curvature)
         n_batches = len(batches.total)
         clean_weights = np.zeros(N_GROUPS)
         np.add.at(clean_weights, np.arange(n_batches) % N_GROUPS, batches.total)
@@ -374,20 +366,41 @@ class GradientMemory:
             memory = memory._add_batches(sums, part)
         # Batch b of this chunk is batch n_batches + b of all
         shift = self.n_batches % N_GROUPS
-        squared = np.nan if curvature is not None else float(np.sum(w * r**2))
+        squared = np.nan if curvature is not None else _square(residual, weights)
         return replace(
             memory,
             clean_sums=self.clean_sums + np.roll(clean_sums, shift, axis=0),
             clean_weights=self.clean_weights + np.roll(clean_weights, shift),
-            row_sums=self.row_sums + np.array([np.sum(w**2), squared]),
+            row_sums=self.row_sums + np.array([np.sum(batches.squares), squared]),
             n_batches=self.n_batches + n_batches - (memory.pending is not None),
             n_samples=self.n_samples + len(batch),
         )
 
+    def _batches(
+        self,
+        batch: npt.NDArray[np.int32],
+        weights: Array | None,
+        residual: npt.NDArray[np.floating] | None,
+        curvature: npt.NDArray[np.floating] | None,
+    ) -> _Batches:
+        rows = np.bincount(batch)
+        total, squares = rows.astype(np.float64), rows.astype(np.float64)
+        if weights is not None:
+            total = np.bincount(batch, weights).astype(np.float64)
+            squares = np.bincount(batch, weights**2).astype(np.float64)
+        estimated = np.zeros((2, len(rows)))
+        if self.estimates_inherent:
+            w = np.ones(len(batch)) if weights is None else weights
+            estimated[1] = total if curvature is None else np.bincount(batch, w * curvature)
+            if residual is not None:
+                estimated[0] = np.bincount(batch, (w * residual) ** 2)
+        return _Batches(total, rows, squares, *estimated)
+
     def _add_batches(self, sums: Array, batches: _Batches) -> "GradientMemory":
         """Turn the sums of each batch into its gradients, noise calibrated to its weight."""
         seen = batches.total > 0
-        sums, batches = sums[seen], batches.part(seen)
+        if not seen.all():
+            sums, batches = sums[seen], batches.part(seen)
         total = batches.total
         clean = self.noise != "antithetic"
         n_redraws = 1 if self.noise == "none" else sums.shape[1] - clean
@@ -401,13 +414,14 @@ class GradientMemory:
             noise, gradients = inherent, sums[:, :1] / total[:, None, None]
         else:
             noise = np.maximum(self.noise_scale, inherent)
-            unit = sums[:, :n_redraws] / np.sqrt(total)[:, None, None]
-            gradients = unit * np.sqrt(noise - inherent)[:, None, None]
+            injected = 1.0 if self.estimates_inherent else noise - inherent
+            gradients = sums[:, :n_redraws] * np.sqrt(injected / total)[:, None, None]
         if self.noise == "single":
             mean = sums[:, n_redraws:] / total[:, None, None]
-            gradients = mean - gradients
             if self.estimates_inherent:
-                gradients = np.concatenate(np.broadcast_arrays(mean, unit), axis=2)
+                gradients = np.concatenate(np.broadcast_arrays(mean, gradients), axis=2)
+            else:
+                gradients = mean - gradients
         rows, w = gradients.reshape(-1, gradients.shape[2]), np.repeat(total, n_redraws)
         sums_over_batches = (
             n_redraws * np.sum(share * total),
@@ -616,6 +630,13 @@ class GradientMemory:
             found = debias * (lengths[0] - lengths[1:].sum()) / pairs
             found *= (rows - 1) * (rows + 2) / (rows * (rows - rank))
         return float(found)
+
+
+def _square(residual: npt.NDArray[np.floating] | None, weights: Array | None) -> float:
+    """Weighted sum of squared residuals."""
+    if residual is None:
+        return 0.0
+    return float(residual @ (residual if weights is None else weights * residual))
 
 
 def _squares(total: Array, row_squares: Array, n_redraws: int) -> Array:

@@ -250,9 +250,10 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     Notes
     -----
     An incomplete last batch gets noise calibrated to its own size and enters with the weight of
-    its rows; in `partial_fit` it goes on waiting for the rows to come. A row of weight w counts as w
-    rows, of independent target noise but of one residual: noise variance is divided by w, gradients
-    are weighted means, and inherent noise goes with w^2. The unit of the weights does not matter.
+    its rows; in `partial_fit` it goes on waiting for the rows to come. A row of weight w counts as
+    w rows, of independent target noise but of one residual: noise variance is divided by w,
+    gradients are weighted means, and inherent noise goes with w^2. The unit of the weights does not
+    matter.
 
     Everything is estimated from gradients, location included, so `fit` and `partial_fit_gradients`
     agree when they see the same gradients. Directions that are singular are projected out of
