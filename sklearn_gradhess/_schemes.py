@@ -347,7 +347,7 @@ class GradientMemory:
             r and v; None stands for all zero and all one.
         """
         batches = self._batches(batch, weights, residual, curvature)
-        n_batches = len(batches.total)
+        n_batches, row_squares = len(batches.total), np.sum(batches.squares)
         clean_weights = np.zeros(N_GROUPS)
         np.add.at(clean_weights, np.arange(n_batches) % N_GROUPS, batches.total)
         clean_sums = np.zeros_like(self.clean_sums)
@@ -371,7 +371,7 @@ class GradientMemory:
             memory,
             clean_sums=self.clean_sums + np.roll(clean_sums, shift, axis=0),
             clean_weights=self.clean_weights + np.roll(clean_weights, shift),
-            row_sums=self.row_sums + np.array([np.sum(batches.squares), squared]),
+            row_sums=self.row_sums + np.array([row_squares, squared]),
             n_batches=self.n_batches + n_batches - (memory.pending is not None),
             n_samples=self.n_samples + len(batch),
         )
@@ -409,7 +409,7 @@ class GradientMemory:
         # is too much nothing is injected, and the batch counts with what it has.
         share = batches.squares / total**2
         known = self.noise != "antithetic" and not self.estimates_inherent
-        inherent = share * (float(self.inherent_variance) if known else 0.0)
+        inherent = share * float(self.inherent_variance) if known else np.zeros(len(total))
         if self.noise == "none":
             noise, gradients = inherent, sums[:, :1] / total[:, None, None]
         else:
