@@ -601,10 +601,12 @@ class GradientMemory:
 
     def _clean_excess_risk(self, factor: Array, rounding: float | None) -> float:
         """m^2 from the mean of the clean gradients in the inverse Hessian (MATH section 5.1)."""
+        k, n, weight = self.moments.n_gradients, self.rows, self.clean_weights.sum()
+        if weight and not self.clean_sums.any() and k > len(factor) + 1:
+            return 0.0  # as for data without targets; the rank would take a factorisation
         norms = np.linalg.norm(factor, axis=0)
         preconditioner = factorize(factor, rounding=None if rounding is None else rounding * norms)
-        rank, k, n = preconditioner.rank, self.moments.n_gradients, self.rows
-        weight = self.clean_weights.sum()
+        rank = preconditioner.rank
         if not weight or k <= rank + (n > 1):
             return np.nan
         # Noise of unit kurtosis shows single rows exactly; pairs of rows in a batch make E[S^-1]
