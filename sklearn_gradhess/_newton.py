@@ -211,11 +211,19 @@ class Newton:
         if self.data.problem.loss.quadratic:
             return self if self.factor else replace(self, factor=self.make(None))
         weights = self._weights(point)
-        if self.made_of is not None:
-            now, then = (self.data.problem.weighted(w) for w in (weights, self.made_of))
-            if np.abs(now - then).sum() <= _MOVED * then.sum():
-                return self
+        if self.moved(point) <= _MOVED:
+            return self
         return replace(self, factor=self.make(weights), made_of=weights, made_at=point.rows)
+
+    def moved(self, point: Point) -> float:
+        """Relative change of the rows' weights since the preconditioner was made."""
+        if self._fresh(point):
+            return 0.0
+        if self.made_of is None:
+            return np.inf
+        weighted = self.data.problem.weighted
+        now, then = weighted(self._weights(point)), weighted(self.made_of)
+        return float(np.abs(now - then).sum() / max(then.sum(), np.finfo(float).tiny))
 
     def _weights(self, point: Point) -> Array:
         weights = self.data.weights(point, self.model)

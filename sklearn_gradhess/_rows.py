@@ -148,6 +148,25 @@ class Problem:
         value = self.loss.value(self.Y, raw)
         return float(self.weighted(value).sum() / self.n)
 
+    def variances(self) -> Array:
+        """Variance of each feature, as its scaled output has one: of shape (d,), a pass."""
+        # About a row's values first, so that offsets cancel in no difference of squares
+        shift = np.asarray(self.rows(slice(0, 1)).mean(axis=0)).ravel()
+        if sparse.issparse(self.X):
+            shift = np.zeros_like(shift)
+        total, first, second = 0.0, np.zeros_like(shift), np.zeros_like(shift)
+        for piece, rows in self.chunks():
+            w = np.ones(rows.shape[0]) if self.weight is None else self.weight[piece]
+            total += w.sum()
+            if sparse.issparse(rows):
+                first += rows.T @ w
+                second += rows.power(2).T @ w
+            else:
+                rows = rows - shift
+                first += w @ rows
+                second += np.einsum("i,ij,ij->j", w, rows, rows, optimize=False)
+        return np.maximum(second / total - (first / total) ** 2, 0.0)
+
     @property
     def observations(self) -> float:
         """Number of observations that the rows stand for."""
@@ -331,15 +350,23 @@ class Rows:
 
     def _floor(self, seen: Seen) -> float:
         """Statistical error of the decrement, ``s^2 p t / N`` (MATH section 4.3)."""
+        return float(np.mean(self._dispersions(seen))) * self.error
+
+    def dispersion(self, point: Point) -> Array:
+        """Mean squared slope over mean curvature, of each column; one for a likelihood."""
+        return self._dispersions(point.rows)
+
+    def _dispersions(self, seen: Seen) -> Array:
         problem = self.problem
-        dispersion = 1.0
-        if not problem.loss.likelihood:
-            v = problem.weighted(seen.curvature).sum()
-            if not v > 0:  # Huber, with every residual beyond epsilon
-                v = problem.weighted(problem.loss.stiffness(problem.Y, seen.raw)).sum()
-            # Squares of slopes would vanish or overflow before their ratio does
-            dispersion = float(problem.weighted(seen.slope * (seen.slope / v)).sum()) if v else 0.0
-        return dispersion * self.error
+        if problem.loss.likelihood:
+            return np.ones(1)
+        v = problem.weighted(seen.curvature).sum(axis=0)
+        if not np.all(v > 0):  # Huber, with every residual beyond epsilon
+            v = problem.weighted(problem.loss.stiffness(problem.Y, seen.raw)).sum(axis=0)
+        # Squares of slopes would vanish or overflow before their ratio does
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = problem.weighted(seen.slope * (seen.slope / v)).sum(axis=0)
+        return np.where(v > 0, found, 0.0)
 
     @property
     def error(self) -> float:

@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -14,6 +15,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
+from sklearn_gradhess._inference import Inference, infer
 from sklearn_gradhess._memory import refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
@@ -35,7 +37,6 @@ from sklearn_gradhess._validation import (
 )
 from sklearn_gradhess._weights import mean_one, observations
 from sklearn_gradhess.covariance import GradientCovarianceEstimator
-from sklearn_gradhess.exceptions import CalibrationWarning
 from sklearn_gradhess.noise import as_generator
 
 __all__ = ["PreconditionedSGD"]
@@ -49,6 +50,7 @@ _REPORTS = (
     "learning_rate_",
     "converged_",
     "preconditioner_",
+    "rank_",
     "_estimator",
 )
 
@@ -58,6 +60,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "alpha": [Interval(Real, 0, None, closed="left")],
+        "penalty_units": [StrOptions({"std", "raw"})],
         "fit_intercept": ["boolean"],
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -115,15 +118,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             X, Y, sample_weight, labels, held_out = self._hold_out(
                 X, Y, loss, sample_weight, labels, rng
             )
-        problem = Problem(
-            X,
-            Y,
-            mean_one(sample_weight),
-            loss,
-            self.alpha,
-            bool(self.fit_intercept),
-            observations(sample_weight),
-        )
+        problem = self._problem(X, Y, loss, sample_weight)
         monitor = Monitor(self, X, labels, held_out)
         with blas_threads(X.shape[1]):
             if self.noise == "single":
@@ -137,6 +132,24 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         self._store(solution.W, X.dtype)
         self._warn(solution, problem)
         return self
+
+    def _problem(self, X: Any, Y: Array, loss: Any, sample_weight: Array | None) -> Problem:
+        """Objective, with the penalty of each coefficient in the features' own units."""
+        alpha = self.alpha
+        if isinstance(alpha, str):  # "auto", LogisticRegression's C=1
+            alpha = 1 / (Y.shape[0] if sample_weight is None else max(sample_weight.sum(), 1e-300))
+        problem = Problem(
+            X,
+            Y,
+            mean_one(sample_weight),
+            loss,
+            alpha,
+            bool(self.fit_intercept),
+            observations(sample_weight),
+        )
+        if not alpha or self.penalty_units == "raw":
+            return problem
+        return replace(problem, alpha=alpha * problem.variances())
 
     def _settings(self, problem: Problem, sample_weight: Any, monitor: Monitor) -> Settings:
         """Parameters of the estimator as the solver takes them."""
@@ -274,7 +287,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         W, _, look, ending = descend(method, point, Goal(0.0), self.max_iter - 1, watch)
         seen = look.point.rows
         self._estimator, self.preconditioner_ = seen.estimator, "single"
-        return Solution(W, seen.factor, ending, 4 * point.floor, 1.0, data.passes, history)
+        return Solution(W, seen.factor, ending, 4 * point.floor, 1.0, data.passes, history, np.nan)
 
     def _store(self, W: Array, dtype: Any) -> None:
         _refuse_cast(W[int(self.fit_intercept) :], dtype)
@@ -292,6 +305,12 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         self._factors = list(factor.factors)
         self._sketched = (factor.n_batches, factor.batch_size, problem.n)
         self._n_seen = float(problem.observations)
+        self._ridge = problem.ridge[:, 0]
+        self.rank_ = problem.p - problem.has_intercept - factor.n_clipped
+        free = self._n_seen - self.rank_ - problem.has_intercept
+        self._dispersion = solution.dispersion * (1 if problem.loss.likelihood else self._n_seen)
+        if not problem.loss.likelihood:
+            self._dispersion = self._dispersion / free if free > 0 else np.nan
         self.__dict__.pop("_online", None)
 
     @property
@@ -302,9 +321,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         if not hasattr(self, "history_"):
             raise AttributeError("covariance_estimator_ is there after fit alone.")
         n_batches, batch_size, n_samples = self._sketched
-        root = self._factors[0]
-        if len(self._factors) > 1:  # one a class: the mean of their Hessians
-            root = triangular_factor(np.vstack(self._factors)) / np.sqrt(len(self._factors))
+        root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
         return GradientCovarianceEstimator._from_factor(
             root,
             n_batches=n_batches,
@@ -315,18 +332,50 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             epsilon=getattr(self, "epsilon", 1.35),
         )
 
+    def _inference(self, name: str) -> Inference:
+        if not hasattr(self, "history_"):
+            raise AttributeError(f"{name} is there after fit alone.")
+        h = bool(self.fit_intercept)
+        root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
+        return infer(root, self._ridge, self._n_seen, has_intercept=h)
+
+    @property
+    def df_(self) -> float:
+        """Effective degrees of freedom."""
+        return self._inference("df_").df * max(len(self._factors) - 1, 1)
+
+    @property
+    def coef_standard_error_(self) -> Array:
+        """Standard errors of `coef_`, of its shape."""
+        found = self._inference("coef_standard_error_").standard_error
+        errors = found[int(self.fit_intercept) :]
+        return self._like_coef(errors[:, None] * np.sqrt(np.atleast_1d(self._dispersion)))
+
+    @property
+    def intercept_standard_error_(self) -> Any:
+        """Standard errors of `intercept_`, of its shape."""
+        found = self._inference("intercept_standard_error_").standard_error
+        first = found[0] if self.fit_intercept else 0.0
+        return self._like_intercept(first * np.sqrt(np.atleast_1d(self._dispersion)))
+
+    def _like_coef(self, errors: Array) -> Array:
+        """Errors of shape (d, t) in the shape of `coef_`; not known where classes are coupled."""
+        if len(self._factors) > 1:
+            return np.full(self.coef_.shape, np.nan)
+        return np.broadcast_to(errors.T, np.atleast_2d(self.coef_).shape).reshape(self.coef_.shape)
+
+    def _like_intercept(self, errors: Array) -> Any:
+        if len(self._factors) > 1:
+            return np.full(np.shape(self.intercept_), np.nan)
+        if np.ndim(self.intercept_) == 0:
+            return float(errors[0])
+        return np.broadcast_to(errors, np.shape(self.intercept_)).copy()
+
+    def _mean_factor(self) -> Array:
+        """Root of the mean of the classes' Hessians."""
+        return triangular_factor(np.vstack(self._factors)) / np.sqrt(len(self._factors))
+
     def _warn(self, solution: Solution, problem: Problem) -> None:
-        clipped = solution.factor.n_clipped
-        if clipped:
-            warnings.warn(
-                f"X determines only {problem.p - clipped} of {problem.p} coefficients"
-                f"{', intercept included' * problem.has_intercept}: features are constant, linear "
-                "combinations of others (such as all levels of a category), or more than the rows. "
-                "The solution is the one without the other directions; use alpha > 0 for a ridge "
-                "solution.",
-                CalibrationWarning,
-                stacklevel=5 + CALLBACK_FRAMES,
-            )
         last = solution.history[-1]
         said = {
             Ending.SEPARABLE: f"The classes are separable: at a mean loss of {last['loss']:.3g} "

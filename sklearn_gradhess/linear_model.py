@@ -39,7 +39,12 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         Loss; "poisson" has a log link. Targets of shape (n_samples, n_targets) for "squared_error".
         `score` is R^2 for all; for scikit-learn's D^2 use `sklearn.metrics.d2_tweedie_score`.
     alpha : float, default=0.0
-        Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted.
+        Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted,
+        in the units that follow. Ridge's penalty over the number of rows.
+    penalty_units : {"std", "raw"}, default="std"
+        What the penalty sees: with "std" the coefficient per standard deviation of its feature,
+        so that a fit does not depend on units and equals that on `StandardScaler`'s output; with
+        "raw" the coefficient itself, as in scikit-learn's models.
     fit_intercept : bool, default=True
         Whether to fit an intercept.
     epsilon : float, default=1.35
@@ -114,6 +119,19 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         The preconditioner, as an estimator of the Hessian where it was last made; for other losses
         than the squared one, with the curvature that it assumes, which is no less than the second
         derivative. With "identity" a sketch made at the start.
+    preconditioner_ : {"exact", "sketch", "identity", "estimator", "single"}
+        What was used: the Hessian of all rows, a sketch of it, none, the one given, or noisy
+        gradients.
+    rank_ : int
+        Number of directions of the features that the rows determine.
+    df_ : float
+        Effective degrees of freedom, ``tr H (H + alpha)^-1``, the intercept's included.
+    coef_standard_error_ : ndarray of the shape of `coef_`
+        Standard errors, with the dispersion of the residuals (one for log_loss); as exact as the
+        Hessian: by a sketch of k batches they are off by some ``1/sqrt(2 k)``. Zero along
+        directions that the rows do not determine; NaN for three classes or more.
+    intercept_standard_error_ : float or ndarray
+        Standard error of `intercept_`.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -160,6 +178,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         loss: str = "squared_error",
         *,
         alpha: float = 0.0,
+        penalty_units: str = "std",
         fit_intercept: bool = True,
         epsilon: float = 1.35,
         batch_size: int | str = "auto",
@@ -182,6 +201,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
     ) -> None:
         self.loss = loss
         self.alpha = alpha
+        self.penalty_units = penalty_units
         self.fit_intercept = fit_intercept
         self.epsilon = epsilon
         self.batch_size = batch_size
@@ -338,8 +358,14 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     ----------
     loss : {"log_loss"}, default="log_loss"
         Loss.
-    alpha : float, default=0.0
-        Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted.
+    alpha : float or "auto", default="auto"
+        Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted,
+        in the units that follow. "auto" is one over the sum of the weights, LogisticRegression's
+        ``C=1`` on standardised features; zero is no penalty.
+    penalty_units : {"std", "raw"}, default="std"
+        What the penalty sees: with "std" the coefficient per standard deviation of its feature,
+        so that a fit does not depend on units and equals that on `StandardScaler`'s output; with
+        "raw" the coefficient itself, as in scikit-learn's models.
     fit_intercept : bool, default=True
         Whether to fit an intercept.
     batch_size : int or "auto", default="auto"
@@ -417,6 +443,19 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         The preconditioner, as an estimator of the Hessian where it was last made, with the bound
         (see References) for the curvature. With "identity" a sketch made at the start. Of three
         classes or more, the mean over classes of the Hessian's diagonal blocks.
+    preconditioner_ : {"exact", "sketch", "identity", "estimator", "single"}
+        What was used: the Hessian of all rows, a sketch of it, none, the one given, or noisy
+        gradients.
+    rank_ : int
+        Number of directions of the features that the rows determine.
+    df_ : float
+        Effective degrees of freedom, ``tr H (H + alpha)^-1``, the intercept's included.
+    coef_standard_error_ : ndarray of the shape of `coef_`
+        Standard errors, with the dispersion of the residuals (one for log_loss); as exact as the
+        Hessian: by a sketch of k batches they are off by some ``1/sqrt(2 k)``. Zero along
+        directions that the rows do not determine; NaN for three classes or more.
+    intercept_standard_error_ : float or ndarray
+        Standard error of `intercept_`.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -448,6 +487,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **PreconditionedSGD._parameter_constraints,
         "loss": [StrOptions({"log_loss"})],
+        "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "class_weight": [StrOptions({"balanced"}), dict, None],
     }
 
@@ -455,7 +495,8 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         self,
         loss: str = "log_loss",
         *,
-        alpha: float = 0.0,
+        alpha: float | str = "auto",
+        penalty_units: str = "std",
         fit_intercept: bool = True,
         batch_size: int | str = "auto",
         max_iter: int = 100,
@@ -478,6 +519,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     ) -> None:
         self.loss = loss
         self.alpha = alpha
+        self.penalty_units = penalty_units
         self.fit_intercept = fit_intercept
         self.batch_size = batch_size
         self.max_iter = max_iter
