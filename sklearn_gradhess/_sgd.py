@@ -16,9 +16,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._objective import Problem
-from sklearn_gradhess._online import OnlineModel
 from sklearn_gradhess._sketch import Sketch, fixed_sketch
 from sklearn_gradhess._solver import Settings, Solution, solve
+from sklearn_gradhess._stream import StreamMixin, weights_seen
 from sklearn_gradhess._validation import (
     CALLBACK_FRAMES,
     CallbackSupportMixin,
@@ -38,18 +38,9 @@ Array = npt.NDArray[np.float64]
 _AVERAGED = 10
 # and those before them that move the intercept alone
 _INTERCEPT_FIRST = 2
-# What `fit` tells of itself, and a stream has not
-_REPORTS = (
-    "history_",
-    "n_iter_",
-    "n_passes_",
-    "learning_rate_",
-    "converged_",
-    "covariance_estimator_",
-)
 
 
-class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
+class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     """What regressor and classifier share; they say how targets become a problem and back."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -103,6 +94,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             self.fit_intercept,
             _count(sample_weight),
         )
+        self._seen = weights_seen(sample_weight, problem.n)
         monitor = _Monitor(self, X, labels, held_out)
         with blas_threads(X.shape[1]):
             if self.noise == "single":
@@ -195,7 +187,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         self.learning_rate_ = solution.learning_rate
         self.converged_ = solution.converged
         self._factors = solution.sketch.factors
-        self._n_seen = float(problem.count or problem.n)
+        self._fitted_loss = problem.loss
         self.__dict__.pop("_online", None)
         if isinstance(self.preconditioner, str) and self.noise != "single":
             factors = solution.sketch.factors  # one a class: the mean of their Hessians
@@ -239,37 +231,6 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=5 + CALLBACK_FRAMES,
             )
-
-    def _stream(self, X: Any, Y: Array, loss: Any, sample_weight: Array | None) -> OnlineModel:
-        if self.early_stopping or self.noise == "single":
-            which = "early_stopping=True" if self.early_stopping else "noise='single'"
-            raise ValueError(
-                f"{which} is for fit: partial_fit sees each row once, and the row itself. Set "
-                "early_stopping=False and leave noise at its default, or use fit."
-            )
-        problem = Problem(X, Y, sample_weight, loss, self.alpha, self.fit_intercept)
-        model = getattr(self, "_online", None)
-        if model is not None and model.W.shape[1] != Y.shape[1]:
-            raise ValueError(
-                f"y has {Y.shape[1]} targets, but {model.W.shape[1]} were fitted before. Pass the "
-                "same targets, or start a new estimator."
-            )
-        if model is None:
-            W = np.zeros((problem.p, Y.shape[1]))
-            if hasattr(self, "_factors"):
-                W = self._coefficients()
-            model = OnlineModel(W)
-            if hasattr(self, "_factors"):
-                model = model.starting_from(self._factors, self._n_seen, problem)
-        with blas_threads(X.shape[1]):
-            model = model.update(problem)
-        if not np.isfinite(model.W).all():
-            raise ValueError(
-                "The coefficients overflow: features or targets are too large. Rescale X or y."
-            )
-        for name in _REPORTS:
-            self.__dict__.pop(name, None)
-        return model
 
     def _coefficients(self) -> Array:
         """Return the coefficients as the solver has them: intercept first, a column an output."""

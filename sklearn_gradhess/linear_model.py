@@ -271,21 +271,20 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
             If the chunk is not finite or does not fit those before, or a parameter is for fit.
         """
         with unchanged_on_error(self):
-            first = not hasattr(self, "coef_")
-            X, Y, sample_weight, vector = self._validate(X, y, sample_weight, reset=first)
+            first = not self._begun
+            X, Y, sample_weight, vector = self._validate(
+                X, y, sample_weight, reset=first, allow_zero=True
+            )
             if first:
                 self._vector = vector
-                self.t_ = 0
-            self._online = self._stream(X, Y, self._make_loss(), sample_weight)
-            self._store(self._online.W, X.dtype)
-            self.t_ += Y.shape[0]
+            self._learn(X, Y, self._make_loss(), sample_weight)
         return self
 
     def _make_loss(self) -> Any:
         return make_loss(self.loss, epsilon=self.epsilon)
 
     def _validate(
-        self, X: Any, y: Any, sample_weight: Any, *, reset: bool
+        self, X: Any, y: Any, sample_weight: Any, *, reset: bool, allow_zero: bool = False
     ) -> tuple[Any, Array, Array | None, bool]:
         refuse_foreign(X=X, y=y)
         X, y = validate_data(
@@ -300,7 +299,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         )
         Y = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
         self._make_loss().check_y(Y)
-        return X, Y, check_weights(sample_weight, X), y.ndim == 1
+        return X, Y, check_weights(sample_weight, X, allow_zero=allow_zero), y.ndim == 1
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -580,13 +579,14 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
             a class weight is refused.
         """
         with unchanged_on_error(self):
-            first = not hasattr(self, "coef_")
-            X, y, sample_weight = self._validate(X, y, sample_weight, reset=first)
+            first = not self._begun
+            X, y, sample_weight = self._validate(
+                X, y, sample_weight, reset=first, allow_zero=True
+            )
             if first:
                 if classes is None:
                     raise ValueError("classes must be passed on the first call to partial_fit.")
                 self.classes_ = np.unique(classes)
-                self.t_ = 0
             elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
                 raise ValueError(
                     f"classes={np.unique(classes)} is not the same as on the last call to "
@@ -607,20 +607,18 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
             refuse_one_class(self.classes_, each)
             Y, loss = self._encode(y)
             weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
-            self._online = self._stream(X, Y, loss, weights)
-            self._store(self._online.W, X.dtype)
-            self.t_ += Y.shape[0]
+            self._learn(X, Y, loss, weights)
         return self
 
     def _validate(
-        self, X: Any, y: Any, sample_weight: Any, *, reset: bool
+        self, X: Any, y: Any, sample_weight: Any, *, reset: bool, allow_zero: bool = False
     ) -> tuple[Any, Any, Array | None]:
         refuse_foreign(X=X, y=y)
         X, y = validate_data(
             self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32], reset=reset
         )
         check_classification_targets(y)
-        return X, y, check_weights(sample_weight, X)
+        return X, y, check_weights(sample_weight, X, allow_zero=allow_zero)
 
     def _encode(self, y: Any) -> tuple[Array, Any]:
         """One column of zeros and ones for two classes, one-hot rows for more."""

@@ -1,0 +1,238 @@
+"""What `partial_fit` does to an estimator: go on with its stream, from its fit if there was one."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_gradhess._block_newton import Quadratic
+from sklearn_gradhess._kept_rows import KeptRows
+from sklearn_gradhess._online import (
+    ConvexStream,
+    LeastSquaresStream,
+    OnlineModel,
+    Seen,
+    start_stream,
+)
+from sklearn_gradhess._preconditioner import factorize
+from sklearn_gradhess._validation import blas_threads
+
+__all__ = ["StreamMixin", "weights_seen"]
+
+Array = npt.NDArray[np.float64]
+_LARGEST = 1e150  # whose square is a float, and the sum of many
+_DOUBT = 0.1  # statistical errors that the sample of the past may add without a word
+# What `fit` tells of itself, and a stream has not
+_REPORTS = (
+    "history_",
+    "n_iter_",
+    "n_passes_",
+    "learning_rate_",
+    "converged_",
+    "covariance_estimator_",
+)
+# and what the stream has taken over
+_FIT = ("_factors", "_seen", "_fitted_loss")
+
+
+class _Solution:
+    """Fitted attribute of an estimator: stored, or the solution of its stream, found when asked.
+
+    Without a `__set__` it steps back where the instance has the attribute itself, as after `fit`.
+    A stream stores none while its solution is still to be found; reading finds it, and changes
+    nothing.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        if "_online" not in vars(instance):
+            raise AttributeError(
+                f"{type(instance).__name__!r} object has no attribute {self.name!r}"
+            )
+        return instance._solution()[self.name]
+
+
+class StreamMixin:
+    """Models of streams for an estimator that tells how coefficients become attributes.
+
+    After `partial_fit` either `coef_` and `intercept_` are stored, as after `fit`, or rows wait and
+    the two are found when somebody looks.
+    """
+
+    coef_ = _Solution()
+    intercept_ = _Solution()
+
+    alpha: float
+    fit_intercept: bool
+    early_stopping: bool
+    noise: str
+
+    @property
+    def _begun(self) -> bool:
+        """Whether there is a fit or a stream to go on from."""
+        return "_online" in vars(self) or "_factors" in vars(self)
+
+    def _solution(self) -> dict[str, Any]:
+        model: OnlineModel = self._online
+        with blas_threads(self.n_features_in_):  # type: ignore[attr-defined]
+            W = model.W
+        return self._attributes(W, self._stream_dtype)  # type: ignore[attr-defined]
+
+    def _learn(self, X: Any, Y: Array, loss: Any, sample_weight: Array | None) -> None:
+        """Go on with another chunk of validated rows."""
+        if self.early_stopping or self.noise == "single":
+            which = "early_stopping=True" if self.early_stopping else "noise='single'"
+            raise ValueError(
+                f"{which} is for fit: partial_fit sees each row once, and the row itself. Set "
+                "early_stopping=False and leave noise at its default, or use fit."
+            )
+        _refuse_overflow(X, Y)
+        weight = np.ones(len(Y)) if sample_weight is None else sample_weight
+        if self._begun and not weight.any():
+            return
+        with blas_threads(X.shape[1]):
+            model = self._stream(X.shape[1], Y.shape[1], loss, weight)
+            kept = _kept(X, Y, weight, model.seen.unit)
+            if len(kept):
+                model = model.update(kept, float(self.alpha))
+            attributes = self._found(model, X.dtype)
+        for name in (*_REPORTS, *_FIT, "coef_", "intercept_"):
+            vars(self).pop(name, None)
+        vars(self).update(attributes)
+        self._online = model
+        self._stream_dtype = X.dtype
+        self.t_ = getattr(self, "t_", 0) + len(Y)
+        _warn(model)
+
+    def _found(self, model: OnlineModel, dtype: Any) -> dict[str, Any]:
+        """Attributes to store: none where the solution is still to be found."""
+        if not model.settled:
+            return {}
+        W = model.W
+        if not np.isfinite(W).all():
+            raise ValueError(
+                "The coefficients overflow: features or targets are too large. Rescale X or y."
+            )
+        return self._attributes(W, dtype)  # type: ignore[attr-defined]
+
+    def _stream(self, d: int, t: int, loss: Any, weight: Array) -> OnlineModel:
+        """Return the model so far: the stream's, or that of the fit before it, or none yet."""
+        has_intercept = bool(self.fit_intercept)
+        if hasattr(self, "_online"):
+            model: OnlineModel = self._online
+            _refuse_change(model, loss, has_intercept, t)
+            return model
+        if not hasattr(self, "_factors"):
+            unit = float(weight.max()) or 1.0
+            return start_stream(loss, d, t, has_intercept=has_intercept, unit=unit)
+        return self._from_fit(loss, has_intercept, t)
+
+    def _from_fit(self, loss: Any, has_intercept: bool, t: int) -> OnlineModel:
+        """Return the model that stands for the solution of `fit` and its Hessian."""
+        factors, seen, fitted = self._factors, self._seen, self._fitted_loss
+        coef = np.atleast_2d(self.coef_)
+        model_of_fit = LeastSquaresStream.empty(
+            fitted,
+            coef.shape[1],
+            coef.shape[0],
+            has_intercept=len(factors[0]) > coef.shape[1],
+            seen=seen,
+        )
+        _refuse_change(model_of_fit, loss, has_intercept, t)
+        W = self._coefficients()  # type: ignore[attr-defined]
+        ridge = np.full((len(W), 1), float(self.alpha))
+        ridge[: int(has_intercept)] = 0.0
+        quadratics = []
+        for j, w in enumerate(W.T):
+            # Where W is penalised the loss alone has a slope: minus that of the penalty
+            root = np.sqrt(seen.weight) * factors[min(j, len(factors) - 1)]
+            slope = -seen.weight * ridge[:, 0] * w
+            # R'q = R'R w - slope
+            target = root @ (w - factorize(root).solve(slope))
+            quadratics.append(Quadratic(root, target))
+        if loss.name == "squared_error":
+            return LeastSquaresStream.from_fit(
+                loss, quadratics, has_intercept=has_intercept, seen=seen
+            )
+        return ConvexStream.from_fit(loss, quadratics, W, has_intercept=has_intercept, seen=seen)
+
+
+def _warn(model: OnlineModel) -> None:
+    message = ""
+    if model.separable:
+        message = (
+            f"The classes are separable: of the {model.seen.n_rows} rows so far every one is on "
+            "the side of its class, so that without a penalty there is no solution yet, and "
+            "coefficients grow without end. Pass alpha > 0, or go on with more rows."
+        )
+    elif model.doubt > _DOUBT:
+        message = (
+            "The order of the rows sorts by the target, or by what it depends on: the solution "
+            f"moved so far that the sample kept of {model.seen.n_rows} rows adds about "
+            f"{model.doubt:.1f} statistical errors to it. Shuffle the rows, or use fit."
+        )
+    elif not model.converged:
+        message = (
+            f"The loss has no finite minimum for the {model.seen.n_rows} rows so far, such as a "
+            "Poisson model without a single count, or is too flat to find it. Pass alpha > 0, or "
+            "go on with more rows."
+        )
+    if message:
+        warnings.warn(message, ConvergenceWarning, stacklevel=5)
+
+
+def weights_seen(sample_weight: Array | None, n: int) -> Seen:
+    """Count the rows of a fit."""
+    weight = np.ones(n) if sample_weight is None else sample_weight[sample_weight > 0]
+    unit = float(weight.max())
+    return Seen(unit).plus(weight / unit)
+
+
+def _kept(X: Any, Y: Array, weight: Array, unit: float) -> KeptRows:
+    """Copy the rows that have a weight: the caller may change theirs."""
+    with np.errstate(over="ignore", under="ignore"):
+        weight = weight / unit
+    if not np.isfinite(weight).all():
+        raise ValueError(
+            f"sample_weight has {weight.max() * unit:g} after weights of at most {unit:g}: their "
+            "ratio overflows. Rescale sample_weight."
+        )
+    index = np.flatnonzero(weight)
+    X = X[index] if not sparse.issparse(X) else sparse.csr_array(X)[index]
+    return KeptRows(X, Y[index], weight[index], np.ones(len(index)))
+
+
+def _refuse_overflow(X: Any, Y: Array) -> None:
+    values = X.data if sparse.issparse(X) else X
+    for name, array in (("X", values), ("y", Y)):
+        largest = float(np.abs(array).max()) if array.size else 0.0
+        if largest > _LARGEST:
+            raise ValueError(
+                f"{name} has an entry of {largest:.3g}, and the sum of squares would overflow: "
+                f"features or targets are too large. Rescale {name}."
+            )
+
+
+def _refuse_change(model: Any, loss: Any, has_intercept: bool, t: int) -> None:
+    """Raise ValueError where a parameter has changed that the rows so far were seen with."""
+    then = {"fit_intercept": model.has_intercept, "loss": model.loss.name, **vars(model.loss)}
+    now = {"fit_intercept": has_intercept, "loss": loss.name, **vars(loss)}
+    for name, value in now.items():
+        if name in then and then[name] != value:
+            raise ValueError(
+                f"{name}={value!r}, but the rows so far were seen with {name}={then[name]!r}: a "
+                "stream keeps its model. Set it back, or start a new estimator."
+            )
+    shape = model.W.shape if isinstance(model, LeastSquaresStream) else model.linear.shape
+    if shape[1] != t:
+        raise ValueError(
+            f"y has {t} targets, but {shape[1]} were fitted before. Pass the "
+            "same targets, or start a new estimator."
+        )
