@@ -6,7 +6,7 @@ with a factor of the Hessian as preconditioner: one product where it is made at 
 the columns are not coupled, a few where it is older or the classes are coupled.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +21,10 @@ from sklearn_gradhess._preconditioner import whitening
 __all__ = ["Minimum", "Objective", "Quadratic", "minimise", "whitened"]
 
 Array = npt.NDArray[np.float64]
-_ROUNDS = 200
-_TOL = 1e-8  # of a statistical error
+_ROUNDS = 100
+_TOL = 1e-6  # of a statistical error
+_LITTLE = 1e-2  # of a statistical error, where steps do not contract
+_STEADY = 0.1
 _PRODUCTS = 4  # that conjugate gradients may take before the factor is made anew
 _DAMPING = 1e-2  # share of the stiffness beside the curvature, at first
 _LEAST_DAMPING = 1e-8
@@ -60,7 +62,7 @@ class Point(NamedTuple):
     slope: Array  # of the rows and the linear term, without ridge and quadratic
     curvature: Array
     stiffness: Array
-    dispersion: float  # mean squared gradient over mean curvature
+    energy: float  # sum of squared gradients of the rows, in their raw predictions
     rounding: float  # decrement that rounding leaves
     worst: float  # largest loss of a row
 
@@ -156,10 +158,6 @@ class Objective:
         gradient = slope + self._rest_product(W)
         for j, (root, target) in enumerate(self.quadratics):
             gradient[:, j] -= root.T @ target
-        dispersion = 1.0  # of a likelihood of classes; and where no target tells a unit
-        if not dispersion_known(self.loss) and self.rows.Y.any():
-            flat = weight @ np.maximum(curvature, 1e-12 * stiffness)
-            dispersion = float(np.sum(weight @ residual**2) / max(flat.sum(), 1e-300))
         size = np.sum(weight @ (curvature * (raw**2 + self.rows.Y**2)))
         return Point(
             W,
@@ -169,10 +167,18 @@ class Objective:
             slope,
             curvature,
             stiffness,
-            dispersion,
+            float(np.sum(weight @ residual**2)),
             float((64 * np.finfo(np.float64).eps) ** 2 * size),
             float(loss.max()),
         )
+
+    def floor(self, point: Point, curvature: Array) -> float:
+        """Statistical error: coefficients times Pearson's dispersion, in the unit of weights."""
+        p, t = self.shape
+        dispersion = 1.0  # of a likelihood of classes; and where no target tells a unit
+        if not dispersion_known(self.loss) and self.rows.Y.any():
+            dispersion = point.energy / max(float(np.sum(self.rows.total @ curvature)), 1e-300)
+        return dispersion * p * (t - coupled(self.loss)) / self.count
 
     def product(self, point: Point, U: Array, damping: float) -> tuple[Array, Array]:
         """Return H U, with a share of the stiffness beside the curvature, and raw predictions."""
@@ -252,15 +258,12 @@ class Minimum:
         Whether it ended because there is no minimum.
     converged : bool
         Whether it ended at one, or there is none.
-    preconditioner : list
-        Of a Hessian nearby, to go on from; empty if there is none of this shape.
     """
 
     W: Array
     slope: Array
     separable: bool = False
     converged: bool = True
-    preconditioner: list[Array] = field(default_factory=list)
 
 
 def whitened(
@@ -318,10 +321,10 @@ def _in_span(objective: Objective, start: Minimum | None) -> Minimum:
     if start is not None:
         scaled = start.W[h:] / np.where(unit > 0, unit, np.inf)[:, None]
         inside = np.concatenate([start.W[:h], basis.T @ scaled])
-        start = replace(start, W=inside, preconditioner=[])
+        start = replace(start, W=inside)
     found = _descend(reduced, start)
     W = outer(found.W)
-    return replace(found, W=W, slope=objective.at(W).slope, preconditioner=[])
+    return replace(found, W=W, slope=objective.at(W).slope)
 
 
 def _start(objective: Objective, start: Minimum | None) -> Point:
@@ -335,29 +338,37 @@ def _start(objective: Objective, start: Minimum | None) -> Point:
 
 def _descend(objective: Objective, start: Minimum | None) -> Minimum:
     point = _start(objective, start)
-    made = list(start.preconditioner) if start is not None else []
-    damping, products = _DAMPING, 0
+    made: list[Array] = []
+    damping = _DAMPING
+    previous = np.inf
     separable = converged = False
     for _ in range(_ROUNDS):
         separable = objective.separated(point)
         if separable or converged:
             break
-        if not made or products > _PRODUCTS:
-            made = objective.preconditioner(point.curvature + damping * point.stiffness)
+        fresh = not made
+        made = made or objective.preconditioner(point.curvature + damping * point.stiffness)
         U, raw_u, decrement, products = _direction(objective, point, made, damping)
-        floor = point.dispersion * objective.shape[0] / objective.count
-        # The last step is taken: it may overshoot where rows have almost no curvature
-        converged = decrement <= max(_TOL * floor, point.rounding)
+        # By the stiffness, which does not vanish where a loss is straight, the error is less
+        floor = objective.floor(point, point.stiffness)
+        # Along a recession, such as a class to come, little is left and less comes of every step
+        receding = _STEADY * previous < decrement <= _LITTLE * floor
+        converged = receding or decrement <= max(_TOL * floor, point.rounding)
+        if products > _PRODUCTS or (converged and not fresh):
+            made = []  # of another place, it may be blind to where the curvature has fallen
+        converged = converged and fresh
+        previous = decrement if fresh else previous
+        # The last step is taken too
         t = _search(objective, point, U, raw_u)
         if not t:
-            if damping >= 1:
-                converged = True  # a step that bounds the loss gains nothing: rounding is left
-                break
-            damping, products, converged = 1.0, _PRODUCTS + 1, False
+            converged = fresh and damping >= 1  # a step that bounds the loss gains nothing
+            if converged:
+                break  # what is left is rounding
+            made, damping = [], 1.0
             continue
         damping = max(0.1 * damping, _LEAST_DAMPING) if t == 1 else min(30 * damping, 1.0)
         point = objective.at(_centred(objective, point.W + t * U))
-    return Minimum(point.W, point.slope, separable, converged or separable, made)
+    return Minimum(point.W, point.slope, separable, converged or separable)
 
 
 def _centred(objective: Objective, W: Array) -> Array:

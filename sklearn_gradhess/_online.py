@@ -21,8 +21,8 @@ from sklearn_gradhess._block_newton import (
     Objective,
     Point,
     Quadratic,
-    coupled,
     minimise,
+    separates,
     whitened,
 )
 from sklearn_gradhess._kept_rows import KeptRows, join, joined_with, thinned
@@ -34,6 +34,7 @@ Array = npt.NDArray[np.float64]
 _ROWS = 64  # of the past, a coefficient
 _LEAST_ROWS = 1024
 _STIFF = 1e-6  # share of the stiffness that keeps a Hessian regular
+_MANY = 10  # rows a coefficient that should have seen two classes
 _GROWTH = 1.25  # of the rows, until a solution that nobody has asked for is found
 
 
@@ -44,6 +45,7 @@ class OnlineModel(Protocol):
     has_intercept: bool
     seen: "Seen"
     separable: bool
+    one_class: bool
     converged: bool
     doubt: float
 
@@ -126,6 +128,7 @@ class LeastSquaresStream:
     alpha: float = 0.0
 
     separable: ClassVar[bool] = False
+    one_class: ClassVar[bool] = False
     converged: ClassVar[bool] = True
     doubt: ClassVar[float] = 0.0
 
@@ -245,7 +248,9 @@ class ConvexStream:
     n_solved : int
         Rows then.
     separable : bool
-        Whether all rows so far are known to be on the side of their class.
+        Whether all rows so far are known to be on the side of their class, of two at least.
+    one_class : bool
+        Whether there has been but one class so far, in many rows.
     doubt : float
         Variance that the sample has added to the solution, in statistical errors.
     alpha : float
@@ -264,6 +269,7 @@ class ConvexStream:
     last: Minimum | None = None
     n_solved: int = 0
     separable: bool = False
+    one_class: bool = False
     doubt: float = 0.0
     alpha: float = 0.0
 
@@ -306,20 +312,27 @@ class ConvexStream:
         )
         n_waiting = sum(len(part) for part in model.waiting)
         full = n_waiting >= max(self.capacity // 4, _LEAST_ROWS)
-        if not full and model.seen.n_rows < _GROWTH * self.n_solved:
-            return replace(model, separable=self.separable and self._separates(rows))
+        n_rows = model.seen.n_rows
+        if not full and n_rows < _GROWTH * self.n_solved:
+            return replace(
+                model,
+                separable=self.separable and self._separates(rows),
+                one_class=self.one_class and model._uniform,
+            )
         model = model._recentred()
         found = minimise(model._objective(), model.last)
+        uniform = model._uniform
         model = replace(
             model,
             last=found,
-            n_solved=model.seen.n_rows,
-            separable=found.separable and not model.uniform,
+            n_solved=n_rows,
+            separable=found.separable and not uniform,
+            one_class=uniform and separates(self.loss) and n_rows >= _MANY * len(self.linear),
         )
         return model._absorbed(found) if full else model
 
     @property
-    def uniform(self) -> bool:
+    def _uniform(self) -> bool:
         """Whether every row in memory has the same target."""
         parts = [*([] if self.past is None else [self.past]), *self.waiting]
         return all((part.Y == parts[0].Y[0]).all() for part in parts)
@@ -386,10 +399,7 @@ class ConvexStream:
 
         linear = self.linear.copy()
         linear[1:] -= shift[:, None] * linear[0]
-        last = self.last
-        if last is not None:
-            made = [moved(T) for T in last.preconditioner]
-            last = replace(last, W=moved(last.W), preconditioner=made)
+        last = self.last and replace(self.last, W=moved(self.last.W))
         return replace(
             self,
             location=location,
@@ -406,7 +416,6 @@ class ConvexStream:
         rows = self._rows()
         objective = self._objective(rows)
         point = objective.at(found.W)
-        # That of the descent may be of fewer rows
         made = objective.preconditioner(point.curvature + _STIFF * point.stiffness)
         doubt = self._doubt(found.W, made)
         kept = thinned(
@@ -415,8 +424,10 @@ class ConvexStream:
             self.capacity,
             np.random.default_rng([self.seen.n_rows, *b"stream"]),
         )
-        linear = self.linear
-        if kept is not rows:
+        # Separated rows have less of a gradient than one on the wrong side: none, lest a sample's
+        # error in it lead away without end
+        linear = np.zeros_like(self.linear) if found.separable else self.linear
+        if kept is not rows and not found.separable:
             sampled = replace(objective, rows=kept, linear=np.zeros_like(self.linear))
             linear = found.slope - sampled.at(found.W).slope
         return replace(
@@ -426,7 +437,6 @@ class ConvexStream:
             linear=linear,
             anchor=found.W,
             doubt=doubt,
-            last=replace(found, preconditioner=made),
         )
 
     def _doubt(self, W: Array, made: list[Array]) -> float:
@@ -444,8 +454,9 @@ class ConvexStream:
             float((variance * c**2) @ objective.leverages(T))
             for c, T in zip(change.T, made, strict=True)
         )
-        p, t = W.shape
-        floor = objective.at(W).dispersion * p * (t - coupled(self.loss)) / self.seen.count
+        point = objective.at(W)
+        curvature = point.curvature if point.curvature.any() else point.stiffness
+        floor = objective.floor(point, curvature)
         before = self.seen.weight - sum(float(part.weight.sum()) for part in self.waiting)
         return self.doubt * before / self.seen.weight + error / max(floor, 1e-300)
 

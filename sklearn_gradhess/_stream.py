@@ -172,6 +172,11 @@ def _warn(model: OnlineModel) -> None:
             "the side of its class, so that without a penalty there is no solution yet, and "
             "coefficients grow without end. Pass alpha > 0, or go on with more rows."
         )
+    elif model.one_class:
+        message = (
+            f"All of the {model.seen.n_rows} rows so far are of one class: the order of the rows "
+            "sorts by the target, which costs accuracy. Shuffle the rows, or use fit."
+        )
     elif model.doubt > _DOUBT:
         message = (
             "The order of the rows sorts by the target, or by what it depends on: the solution "
