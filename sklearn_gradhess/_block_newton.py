@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from sklearn_gradhess._kept_rows import KeptRows
-from sklearn_gradhess._losses import LogisticLoss, MultinomialLoss
+from sklearn_gradhess._losses import LogisticLoss, MultinomialLoss, SquaredLoss
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._preconditioner import whitening
 
@@ -28,6 +28,11 @@ _STEADY = 0.1
 _PRODUCTS = 4  # that conjugate gradients may take before the factor is made anew
 _DAMPING = 1e-2  # share of the stiffness beside the curvature, at first
 _LEAST_DAMPING = 1e-8
+
+
+def quadratic(loss: Any) -> bool:
+    """Whether the Hessian is the same everywhere."""
+    return isinstance(loss, SquaredLoss)
 
 
 def separates(loss: Any) -> bool:
@@ -150,7 +155,7 @@ class Objective:
         return out
 
     def at(self, W: Array) -> Point:
-        """What a pass tells of coefficients."""
+        """Tell of coefficients what a pass over the rows does."""
         raw, weight = self.predict(W), self.rows.total
         loss, residual, curvature, stiffness = self.loss.all(self.rows.Y, raw)
         loss = loss.sum(axis=1) if loss.ndim == 2 else loss
@@ -266,9 +271,7 @@ class Minimum:
     converged: bool = True
 
 
-def whitened(
-    root: Array, location: Array, ridge: Array, has_intercept: bool
-) -> tuple[Array, int]:
+def whitened(root: Array, location: Array, ridge: Array, has_intercept: bool) -> tuple[Array, int]:
     """`whitening` for features less a location, which tells how far rounding goes.
 
     A constant feature less its mean is rounding error, to be judged by the feature itself.
@@ -328,7 +331,7 @@ def _in_span(objective: Objective, start: Minimum | None) -> Minimum:
 
 
 def _start(objective: Objective, start: Minimum | None) -> Point:
-    """The better one of where the last descent ended and of the null model."""
+    """Choose between where the last descent ended and the null model."""
     null = objective.at(objective.null_model())
     if start is None:
         return null

@@ -10,7 +10,7 @@ coefficients may still move, and where they hardly move, the sample's error hard
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from sklearn_gradhess._block_newton import (
     Point,
     Quadratic,
     minimise,
+    quadratic,
     separates,
     whitened,
 )
@@ -34,31 +35,9 @@ Array = npt.NDArray[np.float64]
 _ROWS = 64  # of the past, a coefficient
 _LEAST_ROWS = 1024
 _STIFF = 1e-6  # share of the stiffness that keeps a Hessian regular
+_DOUBT = 0.1  # statistical errors that the sample may add without a word
 _MANY = 10  # rows a coefficient that should have seen two classes
 _GROWTH = 1.25  # of the rows, until a solution that nobody has asked for is found
-
-
-class OnlineModel(Protocol):
-    """What an estimator asks of a stream."""
-
-    loss: Any
-    has_intercept: bool
-    seen: "Seen"
-    separable: bool
-    one_class: bool
-    converged: bool
-    doubt: float
-
-    def update(self, rows: KeptRows, alpha: float) -> "OnlineModel":
-        """Return the model after more rows."""
-
-    @property
-    def settled(self) -> bool:
-        """Whether the solution is at hand, or has to be found."""
-
-    @property
-    def W(self) -> Array:
-        """Coefficients of shape (p, t), the intercept first."""
 
 
 class Seen(NamedTuple):
@@ -78,15 +57,9 @@ class Seen(NamedTuple):
         )
 
     @property
-    def count(self) -> float:
+    def per_weight(self) -> float:
         """Observations over weight, as in a fit: repetitions, or Kish's effective size."""
         return max(self.unit, self.weight / self.square)
-
-
-def start_stream(loss: Any, d: int, t: int, *, has_intercept: bool, unit: float) -> OnlineModel:
-    """Return the model of no rows."""
-    kind = LeastSquaresStream if loss.name == "squared_error" else ConvexStream
-    return kind.empty(loss, d, t, has_intercept=has_intercept, seen=Seen(unit))
 
 
 def _dense(rows: KeptRows, piece: slice) -> Array:
@@ -127,11 +100,6 @@ class LeastSquaresStream:
     waiting: tuple[KeptRows, ...] = ()
     alpha: float = 0.0
 
-    separable: ClassVar[bool] = False
-    one_class: ClassVar[bool] = False
-    converged: ClassVar[bool] = True
-    doubt: ClassVar[float] = 0.0
-
     @classmethod
     def empty(
         cls, loss: Any, d: int, t: int, *, has_intercept: bool, seen: Seen
@@ -154,9 +122,7 @@ class LeastSquaresStream:
     def update(self, rows: KeptRows, alpha: float) -> "LeastSquaresStream":
         """Return the model after more rows; few of them wait for others."""
         waiting = joined_with(self.waiting, rows)
-        model = replace(
-            self, seen=self.seen.plus(rows.weight), waiting=waiting, alpha=alpha
-        )
+        model = replace(self, seen=self.seen.plus(rows.weight), waiting=waiting, alpha=alpha)
         n_waiting = sum(len(part) for part in waiting)
         if self.seen.n_rows and n_waiting < len(self.factor) // 2:
             return model
@@ -167,6 +133,11 @@ class LeastSquaresStream:
     def settled(self) -> bool:
         """Whether no row waits."""
         return not self.waiting
+
+    @property
+    def trouble(self) -> str:
+        """What a user should know of the solution: there is nothing."""
+        return ""
 
     def _with_waiting(self) -> tuple[Array, Array]:
         """Location and factor of all rows."""
@@ -191,7 +162,7 @@ class LeastSquaresStream:
         return location, factor
 
     @cached_property
-    def W(self) -> Array:
+    def coefficients(self) -> Array:
         """Ridge regression on all rows seen."""
         location, factor = self._with_waiting()
         h = int(self.has_intercept)
@@ -274,9 +245,7 @@ class ConvexStream:
     alpha: float = 0.0
 
     @classmethod
-    def empty(
-        cls, loss: Any, d: int, t: int, *, has_intercept: bool, seen: Seen
-    ) -> "ConvexStream":
+    def empty(cls, loss: Any, d: int, t: int, *, has_intercept: bool, seen: Seen) -> "ConvexStream":
         """Return the model of no rows."""
         zero = np.zeros((d + has_intercept, t))
         return cls(loss, has_intercept, np.zeros(d), zero, zero, seen)
@@ -291,6 +260,11 @@ class ConvexStream:
         )
         last = Minimum(W, np.zeros_like(W))
         return replace(model, quadratics=tuple(quadratics), last=last, n_solved=seen.n_rows)
+
+    @property
+    def n_targets(self) -> int:
+        """Columns of the raw prediction."""
+        return self.linear.shape[1]
 
     @property
     def capacity(self) -> int:
@@ -335,12 +309,36 @@ class ConvexStream:
     def _uniform(self) -> bool:
         """Whether every row in memory has the same target."""
         parts = [*([] if self.past is None else [self.past]), *self.waiting]
-        return all((part.Y == parts[0].Y[0]).all() for part in parts)
+        return not any((part.Y - parts[0].Y[0]).any() for part in parts)
 
     @property
-    def converged(self) -> bool:
-        """Whether the last solution is a minimum."""
-        return self.last is None or self.last.converged
+    def trouble(self) -> str:
+        """What a user should know of the last solution."""
+        n_rows = self.seen.n_rows
+        if self.separable:
+            return (
+                f"The classes are separable: of the {n_rows} rows so far every one is on the side "
+                "of its class, so that without a penalty there is no solution yet, and "
+                "coefficients grow without end. Pass alpha > 0, or go on with more rows."
+            )
+        if self.one_class:
+            return (
+                f"All of the {n_rows} rows so far are of one class: the order of the rows sorts by "
+                "the target, which costs accuracy. Shuffle the rows, or use fit."
+            )
+        if self.doubt > _DOUBT:
+            return (
+                "The order of the rows sorts by the target, or by what it depends on: the solution "
+                f"moved so far that the sample kept of {n_rows} rows adds about {self.doubt:.1f} "
+                "statistical errors to it. Shuffle the rows, or use fit."
+            )
+        if self.last is not None and not self.last.converged:
+            return (
+                f"No finite minimum was found for the {n_rows} rows so far: the loss is too flat, "
+                "or has none, such as that of a Poisson model without a single count. Pass "
+                "alpha > 0, or go on with more rows."
+            )
+        return ""
 
     def _separates(self, rows: KeptRows) -> bool:
         """Whether the last solution puts rows on the side of their class."""
@@ -351,12 +349,12 @@ class ConvexStream:
     @cached_property
     def solution(self) -> Minimum:
         """The minimum for all rows seen, and what is known of it."""
-        if self.settled and self.last is not None:
-            return self.last
+        if self.settled:
+            return self.last or Minimum(self.anchor, self.linear)  # of no rows: zero
         return minimise(self._objective(), self.last)
 
     @property
-    def W(self) -> Array:
+    def coefficients(self) -> Array:
         """Coefficients of shape (p, t), the intercept first."""
         W = self.solution.W
         if self.has_intercept:
@@ -376,7 +374,7 @@ class ConvexStream:
             np.full(len(self.location), self.alpha * self.seen.weight),
             self.linear,
             self.quadratics,
-            self.seen.count,
+            self.seen.per_weight,
         )
 
     def _recentred(self) -> "ConvexStream":
@@ -389,8 +387,7 @@ class ConvexStream:
             share = rows.total / rows.total.sum()
             first = rows.X[0].astype(np.float64)
             location = first + sum(
-                share[piece] @ (rows.X[piece].astype(np.float64) - first)
-                for piece in rows.pieces()
+                share[piece] @ (rows.X[piece].astype(np.float64) - first) for piece in rows.pieces()
             )
         shift = location - self.location
 
@@ -405,9 +402,7 @@ class ConvexStream:
             location=location,
             linear=linear,
             anchor=moved(self.anchor),
-            quadratics=tuple(
-                q._replace(root=_shifted(q.root, shift)) for q in self.quadratics
-            ),
+            quadratics=tuple(q._replace(root=_shifted(q.root, shift)) for q in self.quadratics),
             last=last,
         )
 
@@ -459,6 +454,15 @@ class ConvexStream:
         floor = objective.floor(point, curvature)
         before = self.seen.weight - sum(float(part.weight.sum()) for part in self.waiting)
         return self.doubt * before / self.seen.weight + error / max(floor, 1e-300)
+
+
+OnlineModel = LeastSquaresStream | ConvexStream
+
+
+def start_stream(loss: Any, d: int, t: int, *, has_intercept: bool, unit: float) -> OnlineModel:
+    """Return the model of no rows."""
+    kind = LeastSquaresStream if quadratic(loss) else ConvexStream
+    return kind.empty(loss, d, t, has_intercept=has_intercept, seen=Seen(unit))
 
 
 def _importance(objective: Objective, point: Point, made: list[Array]) -> Array:

@@ -18,7 +18,7 @@ from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._objective import Problem
 from sklearn_gradhess._sketch import Sketch, fixed_sketch
 from sklearn_gradhess._solver import Settings, Solution, solve
-from sklearn_gradhess._stream import StreamMixin, weights_seen
+from sklearn_gradhess._stream import StreamMixin, fit_saw
 from sklearn_gradhess._validation import (
     CALLBACK_FRAMES,
     CallbackSupportMixin,
@@ -94,7 +94,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             self.fit_intercept,
             _count(sample_weight),
         )
-        self._seen = weights_seen(sample_weight, problem.n)
+        self._fit_saw = fit_saw(problem, sample_weight)
         monitor = _Monitor(self, X, labels, held_out)
         with blas_threads(X.shape[1]):
             if self.noise == "single":
@@ -187,7 +187,6 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self.learning_rate_ = solution.learning_rate
         self.converged_ = solution.converged
         self._factors = solution.sketch.factors
-        self._fitted_loss = problem.loss
         self.__dict__.pop("_online", None)
         if isinstance(self.preconditioner, str) and self.noise != "single":
             factors = solution.sketch.factors  # one a class: the mean of their Hessians

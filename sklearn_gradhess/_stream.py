@@ -1,15 +1,16 @@
 """What `partial_fit` does to an estimator: go on with its stream, from its fit if there was one."""
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_gradhess._block_newton import Quadratic
+from sklearn_gradhess._block_newton import Quadratic, quadratic
 from sklearn_gradhess._kept_rows import KeptRows
+from sklearn_gradhess._objective import Problem
 from sklearn_gradhess._online import (
     ConvexStream,
     LeastSquaresStream,
@@ -20,11 +21,10 @@ from sklearn_gradhess._online import (
 from sklearn_gradhess._preconditioner import factorize
 from sklearn_gradhess._validation import blas_threads
 
-__all__ = ["StreamMixin", "weights_seen"]
+__all__ = ["FitSaw", "StreamMixin", "fit_saw"]
 
 Array = npt.NDArray[np.float64]
 _LARGEST = 1e150  # whose square is a float, and the sum of many
-_DOUBT = 0.1  # statistical errors that the sample of the past may add without a word
 # What `fit` tells of itself, and a stream has not
 _REPORTS = (
     "history_",
@@ -35,7 +35,17 @@ _REPORTS = (
     "covariance_estimator_",
 )
 # and what the stream has taken over
-_FIT = ("_factors", "_seen", "_fitted_loss")
+_FIT = ("_factors", "_fit_saw")
+
+
+class FitSaw(NamedTuple):
+    """What `fit` was told, and how many rows it has seen."""
+
+    loss: Any
+    has_intercept: bool
+    n_targets: int
+    alpha: float
+    seen: Seen
 
 
 class _Solution:
@@ -73,6 +83,8 @@ class StreamMixin:
     fit_intercept: bool
     early_stopping: bool
     noise: str
+    _factors: list[Array]
+    _fit_saw: FitSaw
 
     @property
     def _begun(self) -> bool:
@@ -82,7 +94,7 @@ class StreamMixin:
     def _solution(self) -> dict[str, Any]:
         model: OnlineModel = self._online
         with blas_threads(self.n_features_in_):  # type: ignore[attr-defined]
-            W = model.W
+            W = _finite(model)
         return self._attributes(W, self._stream_dtype)  # type: ignore[attr-defined]
 
     def _learn(self, X: Any, Y: Array, loss: Any, sample_weight: Array | None) -> None:
@@ -109,95 +121,71 @@ class StreamMixin:
         self._online = model
         self._stream_dtype = X.dtype
         self.t_ = getattr(self, "t_", 0) + len(Y)
-        _warn(model)
+        if model.trouble:
+            warnings.warn(model.trouble, ConvergenceWarning, stacklevel=4)
 
     def _found(self, model: OnlineModel, dtype: Any) -> dict[str, Any]:
         """Attributes to store: none where the solution is still to be found."""
         if not model.settled:
             return {}
-        W = model.W
-        if not np.isfinite(W).all():
-            raise ValueError(
-                "The coefficients overflow: features or targets are too large. Rescale X or y."
-            )
-        return self._attributes(W, dtype)  # type: ignore[attr-defined]
+        return self._attributes(_finite(model), dtype)  # type: ignore[attr-defined]
 
     def _stream(self, d: int, t: int, loss: Any, weight: Array) -> OnlineModel:
         """Return the model so far: the stream's, or that of the fit before it, or none yet."""
         has_intercept = bool(self.fit_intercept)
-        if hasattr(self, "_online"):
-            model: OnlineModel = self._online
+        model: OnlineModel | None = getattr(self, "_online", None)
+        if model is not None and model.seen.n_rows:
             _refuse_change(model, loss, has_intercept, t)
             return model
-        if not hasattr(self, "_factors"):
+        if "_factors" not in vars(self):
             unit = float(weight.max()) or 1.0
             return start_stream(loss, d, t, has_intercept=has_intercept, unit=unit)
         return self._from_fit(loss, has_intercept, t)
 
     def _from_fit(self, loss: Any, has_intercept: bool, t: int) -> OnlineModel:
         """Return the model that stands for the solution of `fit` and its Hessian."""
-        factors, seen, fitted = self._factors, self._seen, self._fitted_loss
-        coef = np.atleast_2d(self.coef_)
-        model_of_fit = LeastSquaresStream.empty(
-            fitted,
-            coef.shape[1],
-            coef.shape[0],
-            has_intercept=len(factors[0]) > coef.shape[1],
-            seen=seen,
-        )
-        _refuse_change(model_of_fit, loss, has_intercept, t)
+        saw, factors = self._fit_saw, self._factors
+        _refuse_change(saw, loss, has_intercept, t)
         W = self._coefficients()  # type: ignore[attr-defined]
-        ridge = np.full((len(W), 1), float(self.alpha))
-        ridge[: int(has_intercept)] = 0.0
         quadratics = []
         for j, w in enumerate(W.T):
+            root = np.sqrt(saw.seen.weight) * factors[min(j, len(factors) - 1)]
             # Where W is penalised the loss alone has a slope: minus that of the penalty
-            root = np.sqrt(seen.weight) * factors[min(j, len(factors) - 1)]
-            slope = -seen.weight * ridge[:, 0] * w
-            # R'q = R'R w - slope
+            slope = -saw.alpha * saw.seen.weight * w
+            slope[: int(has_intercept)] = 0.0
+            # R'(R w - q) = slope
             target = root @ (w - factorize(root).solve(slope))
             quadratics.append(Quadratic(root, target))
-        if loss.name == "squared_error":
+        if quadratic(loss):
             return LeastSquaresStream.from_fit(
-                loss, quadratics, has_intercept=has_intercept, seen=seen
+                loss, quadratics, has_intercept=has_intercept, seen=saw.seen
             )
-        return ConvexStream.from_fit(loss, quadratics, W, has_intercept=has_intercept, seen=seen)
+        return ConvexStream.from_fit(
+            loss, quadratics, W, has_intercept=has_intercept, seen=saw.seen
+        )
 
 
-def _warn(model: OnlineModel) -> None:
-    message = ""
-    if model.separable:
-        message = (
-            f"The classes are separable: of the {model.seen.n_rows} rows so far every one is on "
-            "the side of its class, so that without a penalty there is no solution yet, and "
-            "coefficients grow without end. Pass alpha > 0, or go on with more rows."
+def _finite(model: OnlineModel) -> Array:
+    W = model.coefficients
+    if not np.isfinite(W).all():
+        raise ValueError(
+            "The coefficients overflow: features are too small, or targets too large. Rescale X "
+            "or y."
         )
-    elif model.one_class:
-        message = (
-            f"All of the {model.seen.n_rows} rows so far are of one class: the order of the rows "
-            "sorts by the target, which costs accuracy. Shuffle the rows, or use fit."
-        )
-    elif model.doubt > _DOUBT:
-        message = (
-            "The order of the rows sorts by the target, or by what it depends on: the solution "
-            f"moved so far that the sample kept of {model.seen.n_rows} rows adds about "
-            f"{model.doubt:.1f} statistical errors to it. Shuffle the rows, or use fit."
-        )
-    elif not model.converged:
-        message = (
-            f"The loss has no finite minimum for the {model.seen.n_rows} rows so far, such as a "
-            "Poisson model without a single count, or is too flat to find it. Pass alpha > 0, or "
-            "go on with more rows."
-        )
-    if message:
-        warnings.warn(message, ConvergenceWarning, stacklevel=5)
+    return W
 
 
-def weights_seen(sample_weight: Array | None, n: int) -> Seen:
-    """Count the rows of a fit."""
-    weight = np.ones(n) if sample_weight is None else sample_weight[sample_weight > 0]
+def fit_saw(problem: Problem, sample_weight: Array | None) -> FitSaw:
+    """Return what a stream needs to know of the rows of a fit."""
+    weight = np.ones(problem.n) if sample_weight is None else sample_weight[sample_weight > 0]
     unit = float(weight.max())
-    return Seen(unit).plus(weight / unit)
+    return FitSaw(
+        problem.loss,
+        problem.has_intercept,
+        problem.Y.shape[1],
+        float(problem.alpha),
+        Seen(unit).plus(weight / unit),
+    )
 
 
 def _kept(X: Any, Y: Array, weight: Array, unit: float) -> KeptRows:
@@ -225,7 +213,7 @@ def _refuse_overflow(X: Any, Y: Array) -> None:
             )
 
 
-def _refuse_change(model: Any, loss: Any, has_intercept: bool, t: int) -> None:
+def _refuse_change(model: OnlineModel | FitSaw, loss: Any, has_intercept: bool, t: int) -> None:
     """Raise ValueError where a parameter has changed that the rows so far were seen with."""
     then = {"fit_intercept": model.has_intercept, "loss": model.loss.name, **vars(model.loss)}
     now = {"fit_intercept": has_intercept, "loss": loss.name, **vars(loss)}
@@ -235,9 +223,8 @@ def _refuse_change(model: Any, loss: Any, has_intercept: bool, t: int) -> None:
                 f"{name}={value!r}, but the rows so far were seen with {name}={then[name]!r}: a "
                 "stream keeps its model. Set it back, or start a new estimator."
             )
-    shape = model.W.shape if isinstance(model, LeastSquaresStream) else model.linear.shape
-    if shape[1] != t:
+    if model.n_targets != t:
         raise ValueError(
-            f"y has {t} targets, but {shape[1]} were fitted before. Pass the "
-            "same targets, or start a new estimator."
+            f"y has {t} targets, but {model.n_targets} were fitted before. Pass the same targets, "
+            "or start a new estimator."
         )

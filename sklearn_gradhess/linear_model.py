@@ -580,9 +580,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         """
         with unchanged_on_error(self):
             first = not self._begun
-            X, y, sample_weight = self._validate(
-                X, y, sample_weight, reset=first, allow_zero=True
-            )
+            X, y, sample_weight = self._validate(X, y, sample_weight, reset=first, allow_zero=True)
             if first:
                 if classes is None:
                     raise ValueError("classes must be passed on the first call to partial_fit.")
