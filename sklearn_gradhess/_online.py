@@ -21,6 +21,8 @@ from sklearn_gradhess._block_newton import (
     Objective,
     Point,
     Quadratic,
+    coupled,
+    dispersion_known,
     minimise,
     quadratic,
     separates,
@@ -34,7 +36,6 @@ __all__ = ["ConvexStream", "LeastSquaresStream", "OnlineModel", "Seen", "start_s
 Array = npt.NDArray[np.float64]
 _ROWS = 64  # of the past, a coefficient
 _LEAST_ROWS = 1024
-_STIFF = 1e-6  # share of the stiffness that keeps a Hessian regular
 _DOUBT = 0.1  # statistical errors that the sample may add without a word
 _MANY = 10  # rows a coefficient that should have seen two classes
 _GROWTH = 1.25  # of the rows, until a solution that nobody has asked for is found
@@ -171,9 +172,10 @@ class LeastSquaresStream:
         ridge = np.full(self._d, self.alpha * self.seen.weight)
         T, _ = whitened(root, location[: self._d], ridge, self.has_intercept)
         # The columns of root T are orthonormal: nothing cancels, as it would in T' root'
-        W = T @ ((root @ T).T @ target)
-        if h:
-            W[0] += location[self._d :] - location[: self._d] @ W[1:]
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow is looked for, and said
+            W = T @ ((root @ T).T @ target)
+            if h:
+                W[0] += location[self._d :] - location[: self._d] @ W[1:]
         return W
 
     @property
@@ -328,9 +330,10 @@ class ConvexStream:
             )
         if self.doubt > _DOUBT:
             return (
-                "The order of the rows sorts by the target, or by what it depends on: the solution "
-                f"moved so far that the sample kept of {n_rows} rows adds about {self.doubt:.1f} "
-                "statistical errors to it. Shuffle the rows, or use fit."
+                "The order of the rows sorts by the target (or the loss is almost straight, such "
+                "as 'huber' with a small epsilon): the solution moved so far that the sample kept "
+                f"of {n_rows} rows adds {self.doubt:.1f} statistical errors to it at least. "
+                "Shuffle the rows, or use fit."
             )
         if self.last is not None and not self.last.converged:
             return (
@@ -411,11 +414,9 @@ class ConvexStream:
         rows = self._rows()
         objective = self._objective(rows)
         point = objective.at(found.W)
-        made = objective.preconditioner(point.curvature + _STIFF * point.stiffness)
-        doubt = self._doubt(found.W, made)
         kept = thinned(
             rows,
-            _importance(objective, point, made),
+            _importance(objective, point),
             self.capacity,
             np.random.default_rng([self.seen.n_rows, *b"stream"]),
         )
@@ -431,29 +432,32 @@ class ConvexStream:
             waiting=(),
             linear=linear,
             anchor=found.W,
-            doubt=doubt,
+            doubt=self._doubt(objective, point),
         )
 
-    def _doubt(self, W: Array, made: list[Array]) -> float:
-        """Add the variance of what the sample says of the gradient between two places."""
+    def _doubt(self, objective: Objective, point: Point) -> float:
+        """Add the variance of what the sample says of the gradient between two places.
+
+        Against that of the gradient of all rows, which for a likelihood of classes is the Hessian.
+        """
         past = self.past
         if past is None or not (past.share < 1).any():
             return self.doubt
-        objective = self._objective(past)
-        raw = objective.predict(W)
-        change = self.loss.gradient(past.Y, raw) - self.loss.gradient(
-            past.Y, objective.predict(self.anchor)
-        )
+        own = point.curvature
+        if not dispersion_known(self.loss):
+            own = self.loss.gradient(objective.rows.Y, point.raw) ** 2
+        sampled = self._objective(past)
+        change = self.loss.gradient(past.Y, sampled.predict(point.W))
+        change -= self.loss.gradient(past.Y, sampled.predict(self.anchor))
         variance = past.total**2 * (1 - past.share)
-        error = sum(
-            float((variance * c**2) @ objective.leverages(T))
-            for c, T in zip(change.T, made, strict=True)
+        added = sum(
+            float((variance * c**2) @ sampled.leverages(_whitened(objective, v)))
+            for c, v in zip(change.T, own.T, strict=True)
         )
-        point = objective.at(W)
-        curvature = point.curvature if point.curvature.any() else point.stiffness
-        floor = objective.floor(point, curvature)
+        p, t = point.W.shape
         before = self.seen.weight - sum(float(part.weight.sum()) for part in self.waiting)
-        return self.doubt * before / self.seen.weight + error / max(floor, 1e-300)
+        share = added * self.seen.per_weight / (p * (t - coupled(self.loss)))
+        return self.doubt * before / self.seen.weight + share
 
 
 OnlineModel = LeastSquaresStream | ConvexStream
@@ -465,15 +469,18 @@ def start_stream(loss: Any, d: int, t: int, *, has_intercept: bool, unit: float)
     return kind.empty(loss, d, t, has_intercept=has_intercept, seen=Seen(unit))
 
 
-def _importance(objective: Objective, point: Point, made: list[Array]) -> Array:
+def _whitened(objective: Objective, v: Array) -> Array:
+    """T, with T T' the inverse of the rows' second moment, so weighted."""
+    free = np.zeros(len(objective.location))
+    root = objective.factor(v)
+    return whitened(root, objective.location, free, objective.has_intercept)[0]
+
+
+def _importance(objective: Objective, point: Point) -> Array:
     """Leverage of rows, by their second moment and by their stiffness, and their weight."""
     total = objective.rows.total
-    p = len(point.W)
-    root = objective.factor(np.ones(len(total)))
-    zero = np.zeros(len(objective.location))
-    T, _ = whitened(root, objective.location, zero, objective.has_intercept)
-    plain = total * objective.leverages(T)
-    stiff = np.zeros_like(plain)
-    for v, T in zip(point.stiffness.T, made, strict=True):
-        stiff += total * v * objective.leverages(T)
-    return plain + p * (stiff / stiff.sum() + total / total.sum())
+    importance = len(point.W) * total / total.sum()
+    importance += total * objective.leverages(_whitened(objective, np.ones(len(total))))
+    for v in point.stiffness.T:
+        importance += total * v * objective.leverages(_whitened(objective, v))
+    return importance

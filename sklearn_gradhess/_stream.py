@@ -190,11 +190,12 @@ def fit_saw(problem: Problem, sample_weight: Array | None) -> FitSaw:
 
 def _kept(X: Any, Y: Array, weight: Array, unit: float) -> KeptRows:
     """Copy the rows that have a weight: the caller may change theirs."""
+    largest = float(weight.max(initial=0.0))
     with np.errstate(over="ignore", under="ignore"):
         weight = weight / unit
     if not np.isfinite(weight).all():
         raise ValueError(
-            f"sample_weight has {weight.max() * unit:g} after weights of at most {unit:g}: their "
+            f"sample_weight has {largest:g} after weights of at most {unit:g}: their "
             "ratio overflows. Rescale sample_weight."
         )
     index = np.flatnonzero(weight)
