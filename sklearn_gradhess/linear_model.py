@@ -131,9 +131,11 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
     Where the rows are few against the coefficients, or mini-batches fail to shrink the decrement,
     Newton steps by preconditioned conjugate gradients with a line search take over.
 
-    `partial_fit` learns from a stream in one pass: it adds up quadratic models of the rows, in
-    memory for a few matrices of the size of the Hessian. For the squared loss the result is least
-    squares on all rows seen, exactly.
+    `partial_fit` learns from a stream in one pass and ends where `fit` on all rows would: exactly
+    for the squared loss, in memory for 1.5 matrices of the size of the Hessian; within a fraction
+    of a statistical error for the others, which keep 64 rows a coefficient (1,024 at least) and up
+    to a quarter of that besides (MATH section 10). Until a solution is asked for it may have none
+    stored: `coef_` is found when somebody looks, and `vars` does not show it.
 
     References
     ----------
@@ -247,9 +249,11 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Learn from another chunk of a stream, in one pass.
 
-        After `fit` it goes on from there, and drops what `fit` told of itself: `history_`,
-        `n_iter_`, `n_passes_`, `learning_rate_`, `converged_` and `covariance_estimator_`. The
-        penalty is that of all rows seen.
+        Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
+        error, unless the order of the rows sorts by the target. After `fit` it goes on from there,
+        and drops what `fit` told of itself: `history_`, `n_iter_`, `n_passes_`, `learning_rate_`,
+        `converged_` and `covariance_estimator_`. The penalty is that of all rows seen; `alpha` may
+        change, the loss, its parameters and `fit_intercept` may not.
 
         Parameters
         ----------
@@ -258,7 +262,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets.
         sample_weight : array-like of shape (n_samples,), default=None
-            Nonnegative weights.
+            Nonnegative weights; if all are zero, the chunk changes nothing.
 
         Returns
         -------
@@ -268,7 +272,13 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         Raises
         ------
         ValueError
-            If the chunk is not finite or does not fit those before, or a parameter is for fit.
+            If the chunk is not finite, too large or does not fit those before, a parameter is for
+            fit, or one has changed that the rows before were seen with.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the order of the rows sorts by the target, or the loss has no minimum yet.
         """
         with unchanged_on_error(self):
             first = not self._begun
@@ -431,8 +441,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
 
     Notes
     -----
-    The method is that of `PreconditionedSGDRegressor`. In `partial_fit` the models of the first
-    rows of a stream, made at poor coefficients, are dropped once they are an eighth of the whole.
+    The method is that of `PreconditionedSGDRegressor`, `partial_fit` included.
 
     References
     ----------
@@ -552,9 +561,11 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     ) -> Self:
         """Learn from another chunk of a stream, in one pass.
 
-        After `fit` it goes on from there, and drops what `fit` told of itself: `history_`,
-        `n_iter_`, `n_passes_`, `learning_rate_`, `converged_` and `covariance_estimator_`. The
-        penalty is that of all rows seen.
+        Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
+        error, unless the order of the rows sorts by the target. After `fit` it goes on from there,
+        and drops what `fit` told of itself: `history_`, `n_iter_`, `n_passes_`, `learning_rate_`,
+        `converged_` and `covariance_estimator_`. The penalty is that of all rows seen; `alpha` may
+        change, the loss, its parameters and `fit_intercept` may not.
 
         Parameters
         ----------
@@ -563,7 +574,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         y : array-like of shape (n_samples,)
             Labels.
         sample_weight : array-like of shape (n_samples,), default=None
-            Nonnegative weights.
+            Nonnegative weights; if all are zero, the chunk changes nothing.
         classes : array-like of shape (n_classes,), default=None
             All labels that will come; needed on the first call.
 
@@ -575,8 +586,13 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         Raises
         ------
         ValueError
-            If the chunk is not finite or does not fit those before, or a parameter is for fit, or
-            a class weight is refused.
+            If the chunk is not finite, too large or does not fit those before, a parameter is for
+            fit, one has changed that the rows before were seen with, or a class weight is refused.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the rows so far are separable or of one class, or their order sorts by the target.
         """
         with unchanged_on_error(self):
             first = not self._begun
