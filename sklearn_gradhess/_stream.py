@@ -21,7 +21,7 @@ from sklearn_gradhess._online import (
 from sklearn_gradhess._preconditioner import factorize
 from sklearn_gradhess._validation import blas_threads
 
-__all__ = ["FitSaw", "StreamMixin", "fit_saw"]
+__all__ = ["FitSaw", "StreamMixin", "fit_saw", "stream_classes"]
 
 Array = npt.NDArray[np.float64]
 _LARGEST = 1e150  # whose square is a float, and the sum of many
@@ -173,6 +173,32 @@ def _finite(model: OnlineModel) -> Array:
             "or y."
         )
     return W
+
+
+def stream_classes(known: Any, classes: Any, y: Any) -> Any:
+    """Return all labels that may come, sorted: those known from before, or named now.
+
+    Raises
+    ------
+    ValueError
+        If no labels are known, others than these are named, or y has another one.
+    """
+    if known is None:
+        if classes is None:
+            raise ValueError("classes must be passed on the first call to partial_fit.")
+        known = np.unique(classes)
+    elif classes is not None and not np.array_equal(np.unique(classes), known):
+        raise ValueError(
+            f"classes={np.unique(classes)} is not the same as on the last call to partial_fit, "
+            f"was: {known}."
+        )
+    unknown = np.setdiff1d(y, known)
+    if len(unknown):
+        raise ValueError(
+            f"y has labels {unknown.tolist()} that are not among classes {known.tolist()}. Name "
+            "all classes on the first call."
+        )
+    return known
 
 
 def fit_saw(problem: Problem, sample_weight: Array | None) -> FitSaw:

@@ -12,6 +12,7 @@ from sklearn.utils.validation import validate_data
 
 from sklearn_gradhess._losses import MultinomialLoss, make_loss
 from sklearn_gradhess._sgd import PreconditionedSGD, class_weighted, refuse_one_class
+from sklearn_gradhess._stream import stream_classes
 from sklearn_gradhess._validation import (
     Interval,
     StrOptions,
@@ -597,21 +598,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         with unchanged_on_error(self):
             first = not self._begun
             X, y, sample_weight = self._validate(X, y, sample_weight, reset=first, allow_zero=True)
-            if first:
-                if classes is None:
-                    raise ValueError("classes must be passed on the first call to partial_fit.")
-                self.classes_ = np.unique(classes)
-            elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-                raise ValueError(
-                    f"classes={np.unique(classes)} is not the same as on the last call to "
-                    f"partial_fit, was: {self.classes_}."
-                )
-            unknown = np.setdiff1d(y, self.classes_)
-            if len(unknown):
-                raise ValueError(
-                    f"y has labels {unknown.tolist()} that are not among classes "
-                    f"{self.classes_.tolist()}. Name all classes on the first call."
-                )
+            self.classes_ = stream_classes(getattr(self, "classes_", None), classes, y)
             if self.class_weight == "balanced":
                 raise ValueError(
                     "class_weight='balanced' needs all labels at once. Pass a dict of weights to "
