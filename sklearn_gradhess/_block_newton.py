@@ -113,7 +113,9 @@ class Objective:
     def features(self, piece: slice) -> Any:
         """Rows less the location: dense, or sparse where that is zero."""
         X = self.rows.X[piece].astype(np.float64)
-        return X if sparse.issparse(X) else X - self.location
+        if not self.location.any():
+            return X
+        return (X.toarray() if sparse.issparse(X) else X) - self.location
 
     def predict(self, W: Array) -> Array:
         """Raw predictions, of shape (n, t)."""
