@@ -88,15 +88,6 @@ class Problem:
         return self.X.shape[1] + int(self.has_intercept)
 
     @property
-    def quadratic(self) -> bool:
-        """Whether the Hessian is the same everywhere."""
-        return self.loss.quadratic
-
-    def penalty_gradient(self, W: Array) -> Array:
-        """Gradient of the penalty, which leaves the intercept alone."""
-        return self.ridge * W
-
-    @property
     def ridge(self) -> Array:
         """Penalty of each coefficient, of shape (p, 1); zero for the intercept."""
         ridge = np.zeros((self.p, 1))
@@ -147,25 +138,6 @@ class Problem:
         """Weighted mean loss at raw predictions."""
         value = self.loss.value(self.Y, raw)
         return float(self.weighted(value).sum() / self.n)
-
-    def variances(self) -> Array:
-        """Variance of each feature, as its scaled output has one: of shape (d,), a pass."""
-        # About a row's values first, so that offsets cancel in no difference of squares
-        shift = np.asarray(self.rows(slice(0, 1)).mean(axis=0)).ravel()
-        if sparse.issparse(self.X):
-            shift = np.zeros_like(shift)
-        total, first, second = 0.0, np.zeros_like(shift), np.zeros_like(shift)
-        for piece, rows in self.chunks():
-            w = np.ones(rows.shape[0]) if self.weight is None else self.weight[piece]
-            total += w.sum()
-            if sparse.issparse(rows):
-                first += rows.T @ w
-                second += rows.power(2).T @ w
-            else:
-                rows = rows - shift
-                first += w @ rows
-                second += np.einsum("i,ij,ij->j", w, rows, rows, optimize=False)
-        return np.maximum(second / total - (first / total) ** 2, 0.0)
 
     @property
     def observations(self) -> float:

@@ -2,7 +2,6 @@
 
 import time
 import warnings
-from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -19,7 +18,7 @@ from sklearn_gradhess._inference import Inference, infer
 from sklearn_gradhess._memory import refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
-from sklearn_gradhess._online import OnlineModel
+from sklearn_gradhess._penalty import Penalty, Spread
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem
@@ -27,6 +26,7 @@ from sklearn_gradhess._single import Approach, InterceptFirst, SingleGradients
 from sklearn_gradhess._sketch import given_factor
 from sklearn_gradhess._solver import Settings, Solution, record_of, solve
 from sklearn_gradhess._steps import StepSettings
+from sklearn_gradhess._stream import FitSaw, StreamMixin, fit_saw
 from sklearn_gradhess._validation import (
     CALLBACK_FRAMES,
     CallbackSupportMixin,
@@ -42,20 +42,9 @@ from sklearn_gradhess.noise import as_generator
 __all__ = ["PreconditionedSGD"]
 
 Array = npt.NDArray[np.float64]
-# What `fit` tells of itself, and a stream has not
-_REPORTS = (
-    "history_",
-    "n_iter_",
-    "n_passes_",
-    "learning_rate_",
-    "converged_",
-    "preconditioner_",
-    "rank_",
-    "_estimator",
-)
 
 
-class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
+class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     """What regressor and classifier share; they say how targets become a problem and back."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -118,7 +107,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             X, Y, sample_weight, labels, held_out = self._hold_out(
                 X, Y, loss, sample_weight, labels, rng
             )
-        problem = self._problem(X, Y, loss, sample_weight)
+        problem, self._fit_saw = self._problem(X, Y, loss, sample_weight)
         monitor = Monitor(self, X, labels, held_out)
         with blas_threads(X.shape[1]):
             if self.noise == "single":
@@ -133,23 +122,28 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         self._warn(solution, problem)
         return self
 
-    def _problem(self, X: Any, Y: Array, loss: Any, sample_weight: Array | None) -> Problem:
-        """Objective, with the penalty of each coefficient in the features' own units."""
-        alpha = self.alpha
-        if isinstance(alpha, str):  # "auto", LogisticRegression's C=1
-            alpha = 1 / (Y.shape[0] if sample_weight is None else max(sample_weight.sum(), 1e-300))
+    def _problem(
+        self, X: Any, Y: Array, loss: Any, sample_weight: Array | None
+    ) -> tuple[Problem, FitSaw]:
+        """Return the objective, and what a stream will ask of its rows."""
+        penalty = Penalty(self.alpha, self.penalty_units)
+        weight = np.ones(Y.shape[0]) if sample_weight is None else sample_weight
+        spread = Spread.empty(X.shape[1])
+        if penalty.alpha and penalty.units == "std":
+            for start in range(0, len(weight), step := max(256, 2**17 // max(X.shape[1], 1))):
+                piece = slice(start, start + step)
+                spread = spread.plus(X[piece], weight[piece])
+        total = float(weight.sum())
         problem = Problem(
             X,
             Y,
             mean_one(sample_weight),
             loss,
-            alpha,
+            penalty.ridge(total, spread) / total if penalty.alpha else 0.0,
             bool(self.fit_intercept),
             observations(sample_weight),
         )
-        if not alpha or self.penalty_units == "raw":
-            return problem
-        return replace(problem, alpha=alpha * problem.variances())
+        return problem, fit_saw(problem, sample_weight, spread)
 
     def _settings(self, problem: Problem, sample_weight: Any, monitor: Monitor) -> Settings:
         """Parameters of the estimator as the solver takes them."""
@@ -304,11 +298,13 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         factor = solution.factor
         self._factors = list(factor.factors)
         self._sketched = (factor.n_batches, factor.batch_size, problem.n)
-        self._n_seen = float(problem.observations)
         self._ridge = problem.ridge[:, 0]
+        self._observations = float(problem.observations)
         self.rank_ = problem.p - problem.has_intercept - factor.n_clipped
-        free = self._n_seen - self.rank_ - problem.has_intercept
-        self._dispersion = solution.dispersion * (1 if problem.loss.likelihood else self._n_seen)
+        free = self._observations - self.rank_ - problem.has_intercept
+        self._dispersion = solution.dispersion * (
+            1 if problem.loss.likelihood else self._observations
+        )
         if not problem.loss.likelihood:
             self._dispersion = self._dispersion / free if free > 0 else np.nan
         self.__dict__.pop("_online", None)
@@ -337,7 +333,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             raise AttributeError(f"{name} is there after fit alone.")
         h = bool(self.fit_intercept)
         root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
-        return infer(root, self._ridge, self._n_seen, has_intercept=h)
+        return infer(root, self._ridge, self._observations, has_intercept=h)
 
     @property
     def df_(self) -> float:
@@ -399,37 +395,6 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             f"{solution.target:.3g}. Increase max_iter or tol"
             + (", or use preconditioner='auto'." if plain else ".")
         )
-
-    def _stream(self, X: Any, Y: Array, loss: Any, sample_weight: Array | None) -> OnlineModel:
-        if self.early_stopping or self.noise == "single":
-            which = "early_stopping=True" if self.early_stopping else "noise='single'"
-            raise ValueError(
-                f"{which} is for fit: partial_fit sees each row once, and the row itself. Set "
-                "early_stopping=False and leave noise at its default, or use fit."
-            )
-        problem = Problem(X, Y, sample_weight, loss, self.alpha, bool(self.fit_intercept))
-        model = getattr(self, "_online", None)
-        if model is not None and model.W.shape[1] != Y.shape[1]:
-            raise ValueError(
-                f"y has {Y.shape[1]} targets, but {model.W.shape[1]} were fitted before. Pass the "
-                "same targets, or start a new estimator."
-            )
-        if model is None:
-            W = np.zeros((problem.p, Y.shape[1]))
-            if hasattr(self, "_factors"):
-                W = self._coefficients()
-            model = OnlineModel(W)
-            if hasattr(self, "_factors"):
-                model = model.starting_from(self._factors, self._n_seen, problem)
-        with blas_threads(X.shape[1]):
-            model = model.update(problem)
-        if not np.isfinite(model.W).all():
-            raise ValueError(
-                "The coefficients overflow: features or targets are too large. Rescale X or y."
-            )
-        for name in _REPORTS:
-            self.__dict__.pop(name, None)
-        return model
 
     def _coefficients(self) -> Array:
         """Return the coefficients as the solver has them: intercept first, a column an output."""

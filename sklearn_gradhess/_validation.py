@@ -202,11 +202,20 @@ def check_coef(coef: Any, intercept: Any, n_features: int) -> tuple[Any, float]:
     return coef.ravel(), float(intercept.ravel()[0])
 
 
-def check_weights(sample_weight: Any, X: Any) -> npt.NDArray[np.float64] | None:
-    """Validate sample weights: None, or nonnegative float64 of which one at least is positive."""
+def check_weights(
+    sample_weight: Any, X: Any, *, allow_zero: bool = False
+) -> npt.NDArray[np.float64] | None:
+    """Validate sample weights: None, or nonnegative float64 of which one at least is positive.
+
+    With `allow_zero` all may be zero.
+    """
     if sample_weight is None:
         return None
     refuse_foreign(sample_weight=sample_weight)
+    given = np.asarray(sample_weight)
+    if allow_zero and given.dtype.kind in "biuf" and not given.any():
+        # scikit-learn refuses zeros; of ones it sees the shape
+        return np.zeros_like(_check_sample_weight(given + 1.0, X, dtype=np.float64))
     # A number stands for equal weights; the dtype of X must not decide that of the weights.
     weights = _check_sample_weight(sample_weight, X, dtype=np.float64)
     if weights.min() < 0:

@@ -30,6 +30,7 @@ from benchmarks import (
     risk,
     scaling,
     solver,
+    streams,
 )
 from benchmarks.__main__ import THEMES, main
 from benchmarks.measure import best_times, log_slope, peak_memory, slope, time_ratios
@@ -483,6 +484,12 @@ def test_scaling_themes():
     ours = [row for row in rows if row["model"] == "PreconditionedSGDRegressor"]
     assert ours[0]["quantity"] == "passes"
     assert ours[0]["slope"] == 0.0  # affine equivariant
+
+
+def test_stream_themes():
+    rows = check(streams.law.run(n=1500, d=2, chunks=(100,), n_seeds=1), "loss", "chunk")
+    assert all(-0.01 < row["random"] < 1 and row["by the target"] < 30 for row in rows)
+    check(streams.rows_one_by_one.run(d=3, n_rows={1: 5, 10: 50}), "time / SGD")
 
 
 def test_risk_theme_and_its_summary():
