@@ -127,7 +127,10 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     ) -> tuple[Problem, FitSaw]:
         """Return the objective, and what a stream will ask of its rows."""
         penalty = Penalty(self.alpha, self.penalty_units)
-        weight = np.ones(Y.shape[0]) if sample_weight is None else sample_weight
+        weight, unit = np.ones(Y.shape[0]), 1.0
+        if sample_weight is not None:
+            unit = float(sample_weight.max())  # their sum might overflow
+            weight = sample_weight / unit
         spread = Spread.empty(X.shape[1])
         if penalty.alpha and penalty.units == "std":
             for start in range(0, len(weight), step := max(256, 2**17 // max(X.shape[1], 1))):
@@ -139,11 +142,11 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             Y,
             mean_one(sample_weight),
             loss,
-            penalty.ridge(total, spread) / total if penalty.alpha else 0.0,
+            penalty.ridge(total, spread, unit) / total if penalty.alpha else 0.0,
             bool(self.fit_intercept),
             observations(sample_weight),
         )
-        return problem, fit_saw(problem, sample_weight, spread)
+        return problem, fit_saw(problem, weight, unit, spread)
 
     def _settings(self, problem: Problem, sample_weight: Any, monitor: Monitor) -> Settings:
         """Parameters of the estimator as the solver takes them."""

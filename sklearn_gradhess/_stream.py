@@ -208,17 +208,15 @@ def stream_classes(known: Any, classes: Any, y: Any) -> Any:
     return known
 
 
-def fit_saw(problem: Problem, sample_weight: Array | None, spread: Spread) -> FitSaw:
-    """Return what a stream needs to know of the rows of a fit."""
-    weight = np.ones(problem.n) if sample_weight is None else sample_weight[sample_weight > 0]
-    unit = float(weight.max())
+def fit_saw(problem: Problem, weight: Array, unit: float, spread: Spread) -> FitSaw:
+    """Return what a stream needs to know of the rows of a fit, their weights in a unit."""
     return FitSaw(
         problem.loss,
         problem.has_intercept,
         problem.Y.shape[1],
         problem.ridge[:, 0],
-        Seen(unit).plus(weight / unit),
-        spread._replace(weight=spread.weight / unit, scatter=spread.scatter / unit),
+        Seen(unit).plus(weight[weight > 0]),
+        spread,
     )
 
 
