@@ -30,9 +30,18 @@ _STIFF = 1e-9
 
 
 class Loss(Protocol):
-    """What an estimator needs to know of a loss."""
+    """What an estimator needs to know of a loss.
+
+    Attributes
+    ----------
+    name : str
+        What users call it.
+    largest_curvature : float
+        Least upper bound of `curvature`.
+    """
 
     name: str
+    largest_curvature: float = np.inf
 
     def check_y(self, y: Array) -> None:
         """Raise ValueError if a target lies outside the loss's range."""
@@ -84,6 +93,7 @@ class SquaredLoss(Loss):
     """Half squared error, ``(raw_prediction - y)^2 / 2``."""
 
     name = "squared_error"
+    largest_curvature = 1.0
 
     def check_y(self, y: Array) -> None:
         """Accept every finite target."""
@@ -119,6 +129,7 @@ class HuberLoss(Loss):
     """
 
     name = "huber"
+    largest_curvature = 1.0
 
     def __init__(self, epsilon: float = 1.35) -> None:
         self.epsilon = epsilon
@@ -158,6 +169,7 @@ class LogisticLoss(Loss):
     """
 
     name = "log_loss"
+    largest_curvature = 0.25
 
     def check_y(self, y: Array) -> None:
         """Refuse targets outside [0, 1]."""
@@ -283,6 +295,7 @@ class MultinomialLoss(Loss):
     """
 
     name = "multinomial"
+    largest_curvature = 0.25
 
     def check_y(self, y: Array) -> None:
         """Accept one-hot rows, which the classifier makes itself."""

@@ -89,29 +89,28 @@ class NoiseSeen(NamedTuple):
         fact, way_out : str
             `way_out` is empty where no common factor explains the ratio.
         """
-        n, total = float(batch_size), noise_scale * batch_size
+        total = noise_scale * batch_size
         fact = (
             f"The intercept's gradient shows a total target noise of {self.ratio * total:.3g}, not "
-            f"the calibrated {total:.3g}"
+            f"the calibrated {total:.3g}: {self.ratio:.3g} times as much."
         )
-        if other_end is not None and not np.isnan(other_end.ratio) and not other_end.mismatched:
-            return f"{fact}.", (
-                "The column at the other end does show that: set intercept_position to the end "
-                "where the intercept's gradient is."
+        ways = []
+        ratio, said, reason = self._likely_cause(float(batch_size)) or (self.ratio, "", "")
+        if said:
+            scale = np.sqrt(ratio) * gradient_scale
+            reason = "the mean half loss itself" if scale == 1.0 else reason
+            ways.append(
+                f"The gradients look {said} times those of the mean half loss, as those of "
+                f"{reason} would: pass gradient_scale={scale:.6g}."
             )
-        cause = self._likely_cause(n)
-        if cause is None:
-            return f"{fact}: {self.ratio:.3g} times as much.", ""
-        ratio, said, reason = cause
-        if not said:  # of the noise, not of the gradients
-            return f"{fact}: {self.ratio:.3g} times as much.", reason
-        scale = np.sqrt(ratio) * gradient_scale
-        if scale == 1.0:
-            reason = "they seem to be those of the mean half loss already"
-        return (
-            f"{fact}: the gradients look {said} times those of the mean half loss.",
-            f"Likely {reason}: pass gradient_scale={scale:.6g}.",
-        )
+        elif reason:  # of the noise
+            ways.append(reason)
+        if other_end is not None and not np.isnan(other_end.ratio) and not other_end.mismatched:
+            ways.append(
+                "The column at the other end shows the calibrated noise: is the intercept's "
+                "gradient there? Then change intercept_position."
+            )
+        return fact, " ".join(ways)
 
     def _likely_cause(self, n: float) -> tuple[float, str, str] | None:
         """(ratio, factor in words, cause) of the common mistake that is nearest, if it is near."""

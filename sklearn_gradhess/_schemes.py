@@ -76,6 +76,8 @@ class GradientMemory:
         Sums of squared weights for redraws that share rows alone, and all, see `n_effective`.
     n_batches, n_samples : int
         Complete batches and rows seen.
+    n_given : int
+        Batches whose gradients somebody else took.
     pending : tuple of (ndarray of shape (m, p), float, int, float) or None
         Sums, weight, number and squared weights of the rows of a batch that waits for more.
     kept : tuple of (gradients, weights) pairs, or None
@@ -91,6 +93,7 @@ class GradientMemory:
     squares: Array
     n_batches: int = 0
     n_samples: int = 0
+    n_given: int = 0
     pending: tuple[Array, float, int, float] | None = None
     kept: tuple[tuple[Array, Array], ...] | None = None
 
@@ -254,6 +257,7 @@ class GradientMemory:
             clean_weights=clean_weights,
             n_batches=self.n_batches + k,
             n_samples=self.n_samples + k * batch_size,
+            n_given=self.n_given + k,
             kept=self.kept if self.kept is None else (*self.kept, (gradients, w)),
         )
 
@@ -295,6 +299,7 @@ class GradientMemory:
             clean_weights=self.clean_weights + other.clean_weights,
             n_batches=self.n_batches + other.n_batches,
             n_samples=self.n_samples + other.n_samples,
+            n_given=self.n_given + other.n_given,
             kept=self.kept if self.kept is None else self.kept + (other.kept or ()),
         )
 

@@ -371,9 +371,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         with unchanged_on_error(self):
             self.__dict__.pop("_memory", None)
             self._see_data(X, y, sample_weight, coef, intercept, whole=True)
-            for failure in failures(self):
-                if failure.visible_in_fit:
-                    warnings.warn(str(failure), CalibrationWarning, stacklevel=3)
+            self._warn_of_failures()
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -421,6 +419,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         *,
         batch_size: int,
         has_intercept: bool = False,
+        intercept_position: str = "first",
+        gradient_scale: float = 1.0,
         loss_curvature: Any = None,
     ) -> Self:
         """Go on with gradients alone: no features, no targets.
@@ -432,16 +432,23 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         Parameters
         ----------
         gradients : array-like of shape (n_batches, n_features) or (n_batches, n_features + 1)
-            Mean gradient of each batch, at targets y + xi where the variance of xi makes the
-            total target noise ``noise_scale * batch_size`` (times the curvature of the loss). The
-            gradient must be linear in the target, as it is but for "huber".
+            Gradient of the mean half loss over each batch, at targets y + xi where the variance of
+            xi makes the total target noise ``noise_scale * batch_size`` (times the curvature of the
+            loss). The gradient must be linear in the target, as it is but for "huber".
         antithetic : array-like of the shape of `gradients`, default=None
             Gradients of the same batches at targets y - xi. Needed for noise="antithetic".
         batch_size : int
             Rows in each batch.
         has_intercept : bool, default=False
-            Whether column 0 is the gradient of the intercept. With it the location of the features
-            is recovered and `covariance_` is centred; without it, it is the second moment.
+            Whether one column is the gradient of the intercept. With it the location of the
+            features is recovered, `covariance_` is centred, and the scale of the gradients can be
+            checked; without it, `covariance_` is the second moment.
+        intercept_position : {"first", "last"}, default="first"
+            Where that column is: "last" for the bias of a torch module after its weight.
+        gradient_scale : float, default=1.0
+            Factor between these gradients and those of the mean half loss, which is divided out: 2
+            for torch's ``MSELoss()``, `batch_size` for a sum of half losses, ``2 * batch_size`` for
+            ``MSELoss(reduction="sum")``; 1 for means of cross entropies.
         loss_curvature : float or array-like of shape (n_batches,), default=None
             For noise that was drawn without regard to the curvature: mean curvature of the loss
             over each batch, by whose root the noise gradients are multiplied. Exact where the
@@ -457,9 +464,28 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         ValueError
             If the gradients are not finite, differ in width from those seen before, or do not come
             as the noise scheme needs them.
+
+        Warns
+        -----
+        CalibrationWarning
+            If all gradients so far are too few for their width, or show in the intercept's column
+            another noise than the calibrated one, as a wrong `gradient_scale` makes it.
         """
         with unchanged_on_error(self):
-            self._see_gradients(gradients, antithetic, batch_size, has_intercept, loss_curvature)
+            self._see_gradients(
+                *check_gradients(
+                    gradients,
+                    antithetic,
+                    loss_curvature,
+                    noise=self.noise,
+                    has_intercept=has_intercept,
+                    intercept_position=intercept_position,
+                    gradient_scale=gradient_scale,
+                ),
+                batch_size=batch_size,
+                has_intercept=has_intercept,
+            )
+            self._warn_of_failures()
         return self
 
     def merge(self, other: "GradientCovarianceEstimator") -> Self:
@@ -570,17 +596,25 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         self._rng, self._dtype, self._memory = rng, X.dtype, memory
         self._finalize()
 
+    def _warn_of_failures(self) -> None:
+        for failure in failures(self):
+            if failure.visible_in_fit:
+                warnings.warn(str(failure), CalibrationWarning, stacklevel=4)
+
     def _see_gradients(
-        self, gradients: Any, antithetic: Any, batch_size: Any, has_intercept: bool, curvature: Any
+        self,
+        gradients: npt.NDArray[np.float64],
+        antithetic: npt.NDArray[np.float64] | None,
+        dtype: np.dtype[Any],
+        *,
+        batch_size: Any,
+        has_intercept: bool,
     ) -> None:
         if self.inherent_variance == "estimate" and self.noise != "antithetic":
             raise ValueError(
                 "inherent_variance='estimate' needs residuals, and gradients alone have none. Pass "
                 "the variance, or use noise='antithetic', where it cancels."
             )
-        gradients, antithetic, dtype = check_gradients(
-            gradients, antithetic, curvature, noise=self.noise, has_intercept=has_intercept
-        )
         d = gradients.shape[1] - has_intercept
         batch_size = check_scalar(batch_size, "batch_size", Integral, min_val=1)
         memory = getattr(self, "_memory", None)

@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_gradhess._losses import make_loss
+from sklearn_gradhess._scale import NoiseSeen
+
 __all__ = [
     "CalibrationReport",
     "Failure",
@@ -259,6 +262,8 @@ class CalibrationReport:
         Of the covariance, with the features scaled to unit variance.
     failures : tuple of Failure
         Known failures of the method that this estimate shows.
+    unchecked : tuple of str
+        What might be wrong and cannot be seen.
     """
 
     noise: str
@@ -275,6 +280,7 @@ class CalibrationReport:
     n_clipped: int
     condition_number: float
     failures: tuple[Failure, ...]
+    unchecked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -289,7 +295,9 @@ class CalibrationReport:
             f"  rank                   {self.rank} of {self.n_features} ({self.n_clipped} clipped)",
             f"  condition number       {self.condition_number:.3g} (features scaled)",
         ]
-        lines += [f"  ! {f.name}: {f}" for f in self.failures] or ["  no known failure found"]
+        lines += [f"  ? {what}" for what in self.unchecked]
+        sound = "  no known failure found" + " in what can be checked" * bool(self.unchecked)
+        lines += [f"  ! {f.name}: {f}" for f in self.failures] or [sound]
         return "\n".join(lines)
 
 
@@ -353,7 +361,23 @@ def calibration_report(estimator: Any) -> CalibrationReport:
         n_clipped=preconditioner.n_clipped,
         condition_number=preconditioner.condition_number,
         failures=tuple(failures(estimator)),
+        unchecked=tuple(_unchecked(estimator)),
     )
+
+
+def _unchecked(estimator: Any) -> list[str]:
+    """Name what nobody can see in gradients that somebody else took."""
+    memory = estimator._settled
+    if not memory.n_given or memory.noise == "none":
+        return []
+    if not memory.has_intercept:
+        return ["scale: cannot be checked without the intercept's gradient"]
+    if estimator.loss != "squared_error":
+        return [
+            "scale: cannot be checked for this loss, where the intercept's gradient shows noise "
+            "times curvature"
+        ]
+    return []
 
 
 def _noise_ratio(estimator: Any) -> float:
@@ -374,6 +398,7 @@ def failures(estimator: Any) -> list[Failure]:
             _singular,
             _far_from_optimum,
             _mismatch,
+            _mismatch_of_curvature,
             _uncalibrated,
             _unchecked_correction,
         )
@@ -490,25 +515,40 @@ def _unchecked_correction(estimator: Any) -> Failure | None:
     )
 
 
-def _mismatch(estimator: Any) -> Failure | None:
-    ratio, k = _noise_ratio(estimator), estimator._n_effective
+def _noise_seen(estimator: Any) -> NoiseSeen:
     # The mean of k squares of a variable no wilder than a Gaussian has this standard error
+    k = estimator._n_effective
     error = np.sqrt(2 / k)
     if estimator.noise == "single":
         # m^2 is taken off, whose own error grows as the mean gradient saturates (MATH section 5.1)
         share = estimator.excess_risk_ / (estimator.batch_size_ * estimator.noise_scale)
         error += 2 * np.sqrt(share / (estimator.batch_size_ * k)) * (1 + 2 * share) ** 2
-    if np.isnan(ratio) or abs(ratio - 1) <= max(5 * error, 1e-3):
+    return NoiseSeen(_noise_ratio(estimator), float(2 / error**2))
+
+
+def _mismatch(estimator: Any) -> Failure | None:
+    seen, memory = _noise_seen(estimator), estimator._settled
+    if not seen.mismatched:
         return None
-    total = estimator.noise_scale * estimator.batch_size_
+    ratio, total = seen.ratio, estimator.noise_scale * estimator.batch_size_
+    ways = []
+    if memory.n_given:
+        end = NoiseSeen(memory.moments.covariance()[-1, -1] / memory.noise_scale, seen.degrees)
+        ways.append(
+            seen.explain(
+                estimator.batch_size_,
+                noise_scale=memory.noise_scale,
+                other_end=end if memory.noise == "antithetic" else None,
+            )[1]
+        )
     if estimator.noise == "single" and ratio > 1:
-        way_out = (
+        ways.append(
             f"Inherent target noise of about {(ratio - 1) * total:.3g} would explain it: set "
             "inherent_variance, use inherent_variance='estimate', a larger batch_size, or "
             "noise='antithetic', where it cancels."
         )
     else:
-        way_out = (
+        ways.append(
             "Was the noise drawn with variance noise_scale * batch_size, and do both gradients of "
             "a pair belong to the same batch and noise? If the scale was meant, "
             f"set noise_scale={ratio * estimator.noise_scale:.3g}."
@@ -517,8 +557,27 @@ def _mismatch(estimator: Any) -> Failure | None:
         "scale mismatch",
         f"The intercept's gradient shows a total target noise of {ratio * total:.3g}, not the "
         f"calibrated {total:.3g}: covariance_ is off by the factor {ratio:.3g}.",
-        way_out,
+        " ".join(way for way in ways if way),
         visible_in_fit=not abs(np.log(max(ratio, 1e-300))) <= np.log(1.5),
+    )
+
+
+def _mismatch_of_curvature(estimator: Any) -> Failure | None:
+    memory, loss = estimator._settled, make_loss(estimator.loss)
+    if estimator.loss == "squared_error" or memory.noise != "antithetic" or not memory.n_given:
+        return None
+    curvature = memory.noise_ratio(0.0, includes_excess=False)
+    if not NoiseSeen(curvature / loss.largest_curvature, estimator._n_effective).too_large:
+        return None
+    ratio = curvature / loss.largest_curvature
+    return Failure(
+        "scale mismatch",
+        f"The intercept's gradient shows a mean curvature of {curvature:.3g}, and that of "
+        f"loss={loss.name!r} is nowhere above {loss.largest_curvature:g}: covariance_ is at least "
+        f"{ratio:.3g} times too large.",
+        "Draw the noise with variance batch_size times the curvature, or pass loss_curvature; and "
+        "gradient_scale, if these are sums over a batch.",
+        visible_in_fit=False,
     )
 
 

@@ -192,8 +192,11 @@ def pairs(rng, k, d, *, variance, batch_size=8):
 
 
 def from_pairs(rng, k, d, *, variance=8.0, noise_scale=1.0):
-    return GradientCovarianceEstimator(noise_scale=noise_scale).partial_fit_gradients(
-        *pairs(rng, k, d, variance=variance), batch_size=8, has_intercept=True
+    return quietly(
+        GradientCovarianceEstimator(noise_scale=noise_scale).partial_fit_gradients,
+        *pairs(rng, k, d, variance=variance),
+        batch_size=8,
+        has_intercept=True,
     )
 
 
@@ -442,8 +445,8 @@ def far_gradients(rng, k, d=3):
 
 
 def test_a_mean_gradient_past_saturation_is_reported_without_a_number_for_the_risk(rng):
-    estimator = single(correction="none").partial_fit_gradients(
-        far_gradients(rng, 50), batch_size=16
+    estimator = quietly(
+        single(correction="none").partial_fit_gradients, far_gradients(rng, 50), batch_size=16
     )
     assert np.isnan(estimator.excess_risk_)
     failure = only_failure(estimator)
@@ -475,6 +478,7 @@ def test_antithetic_noise_of_the_wrong_scale_is_reported_with_the_right_one(
     estimator = from_pairs(rng, k, 3, variance=8.0 * noise_scale * factor, noise_scale=noise_scale)
     failure = only_failure(estimator)
     assert failure.name == "scale mismatch"
+    assert ("gradient_scale=2." in failure.way_out) == (factor == 4.0)
     total, calibrated, ratio = re.fullmatch(
         r"The intercept's gradient shows a total target noise of ([\d.]+), not the calibrated "
         r"([\d.]+): covariance_ is off by the factor ([\d.]+)\.",

@@ -248,3 +248,16 @@ def test_an_unknown_loss_is_named_with_the_known_ones():
         r"\['huber', 'log_loss', 'poisson', 'squared_error'\]\.",
     ):
         make_loss("hinge")
+
+
+@pytest.mark.parametrize("name", ["squared_error", "huber", "log_loss"])
+@given(data=st.data(), f=st.floats(-1e3, 1e3))
+def test_no_curvature_exceeds_the_largest_and_one_attains_it(name, data, f):
+    loss = make_loss(name)
+    y = data.draw(targets(name))
+    assert call(loss, "curvature", [y], [f])[0] <= loss.largest_curvature
+    assert call(loss, "curvature", [0.0], [0.0])[0] == loss.largest_curvature
+
+
+def test_poisson_curvature_has_no_bound():
+    assert make_loss("poisson").largest_curvature == np.inf
