@@ -209,3 +209,15 @@ def test_misspelt_arguments_are_refused(changes, error, message):
 
 def test_numpy_booleans_are_booleans():
     assert_same(send(take(50), has_intercept=np.bool_(True)), send(take(50)))
+
+
+def test_the_recipe_for_torch_runs_as_it_stands():
+    torch = pytest.importorskip("torch")
+    (code,) = re.findall(r"code-block:: python\n\n((?:   .*\n|\n)+)", PAGE.read_text("utf-8"))
+    made = {}
+    exec(re.sub(r"(?m)^   ", "", code), made)
+    estimator, X = made["estimator"], made["X"].numpy().astype(np.float64)
+    assert calibration_report(estimator).failures == ()
+    error = np.diag(estimator.covariance_) / X.var(axis=0) - 1
+    assert np.abs(error).max() < 5 * np.sqrt(2 / 2000)  # of 2000 Gaussian squares
+    assert torch.is_tensor(made["y"])
