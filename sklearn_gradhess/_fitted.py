@@ -11,6 +11,7 @@ from scipy.linalg import block_diag, eigh
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.covariance import ledoit_wolf_shrinkage, oas
 from sklearn.utils import check_array
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess._moments import centered_block, triangular_factor
@@ -29,6 +30,15 @@ __all__ = ["FittedCovarianceMixin"]
 Array = npt.NDArray[np.float64]
 
 
+def _covariance_of_features(estimator: Any) -> bool:
+    if estimator.loss != "squared_error":
+        raise AttributeError(
+            f"With loss={estimator.loss!r} the Hessian is no covariance of the features: score and "
+            "mahalanobis need loss='squared_error'."
+        )
+    return True
+
+
 class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     """Fitted attributes of a memory of gradients, and the transformer that whitens by them.
 
@@ -42,7 +52,6 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     _inherent: float
     _n_effective: float
     _rng: np.random.Generator
-    _dtype: np.dtype[Any]
     n_features_in_: int
     batch_size_: int
     noise: str
@@ -75,26 +84,26 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         raw_factor = estimate.gradient_factor[:, first:]
         # Features are rounded in their own precision; sums of k rows then add sqrt(k) of float64's
         k = memory.moments.n_gradients
-        rounding = 16 * np.finfo(self._dtype).eps + 2 * np.sqrt(k) * np.finfo(np.float64).eps
+        rounding = 16 * np.finfo(memory.dtype).eps + 2 * np.sqrt(k) * np.finfo(np.float64).eps
         rounding = rounding * np.linalg.norm(estimate.factor[:, first:], axis=0)
         factor = self._shrink(factor, memory, location)
-        covariance = (factor.T @ factor).astype(self._dtype)
+        covariance = (factor.T @ factor).astype(memory.dtype)
         if not np.isfinite(covariance).all():
             scale = np.abs(factor).max()
             largest = scale * np.linalg.norm(factor / scale, axis=0).max()
             raise ValueError(
-                f"The covariance overflows {self._dtype}: the largest standard deviation of a "
+                f"The covariance overflows {memory.dtype}: the largest standard deviation of a "
                 f"feature is {largest:.3g}. Rescale X"
-                + (" or pass float64." if self._dtype == np.float32 else ".")
+                + (" or pass float64." if memory.dtype == np.float32 else ".")
             )
         self._preconditioner = factorize(factor, rounding=rounding)
         self.covariance_ = covariance
         self.precision_ = (
-            self._preconditioner.inverse().astype(self._dtype) if self.store_precision else None
+            self._preconditioner.inverse().astype(memory.dtype) if self.store_precision else None
         )
-        self.location_ = location.astype(self._dtype)
-        self.gradient_covariance_ = (raw_factor.T @ raw_factor).astype(self._dtype)
-        self.mean_gradient_ = estimate.mean_gradient[first:].astype(self._dtype)
+        self.location_ = location.astype(memory.dtype)
+        self.gradient_covariance_ = (raw_factor.T @ raw_factor).astype(memory.dtype)
+        self.mean_gradient_ = estimate.mean_gradient[first:].astype(memory.dtype)
         self.mean_intercept_gradient_ = float(estimate.mean_gradient[0]) if first else np.nan
         self.excess_risk_ = estimate.excess_risk
         self.correction_ = estimate.correction
@@ -126,7 +135,7 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         estimator = make(batch_size=batch_size, assume_centered=not has_intercept, **params)
         estimator.n_features_in_ = factor.shape[1] - has_intercept
         estimator.batch_size_ = batch_size
-        estimator._inherent, estimator._dtype = 0.0, np.dtype(np.float64)
+        estimator._inherent = 0.0
         estimator._calibrate()
         memory = estimator._start(estimator.n_features_in_, has_intercept=has_intercept)
         estimator._memory = memory.with_factor(factor, n_batches=n_batches, n_samples=n_samples)
@@ -169,6 +178,8 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     def effective_rank_(self) -> float:
         """Trace of `covariance_` over its largest eigenvalue."""
         check_is_fitted(self)
+        if not self._preconditioner.rank:  # rounding errors have a rank, too
+            return 0.0
         covariance = self.covariance_.astype(np.float64)
         d = len(covariance)
         largest = eigh(covariance, eigvals_only=True, subset_by_index=[d - 1, d - 1])[0]
@@ -206,7 +217,7 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         check_is_fitted(self)
         if self.precision_ is not None:
             return self.precision_
-        return self._preconditioner.inverse().astype(self._dtype)
+        return self._preconditioner.inverse().astype(self._memory.dtype)
 
     def newton_step(self, gradient: npt.ArrayLike) -> Array:
         """Multiply a gradient by the inverse Hessian: the step to subtract from coefficients.
@@ -310,6 +321,50 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             )
         unwhiten = self._preconditioner.whitening(self.whitening)[1].astype(X.dtype)
         return X @ unwhiten + self.location_.astype(X.dtype)
+
+    @available_if(_covariance_of_features)
+    def score(self, X_test: Any, y: Any = None) -> float:
+        """Return the Gaussian log-likelihood of `X_test`, as EmpiricalCovariance does.
+
+        Parameters
+        ----------
+        X_test : array-like of shape (n_samples, n_features)
+            Test data.
+        y : Ignored
+            Present for API consistency.
+
+        Returns
+        -------
+        score : float
+            Mean log-likelihood of a row, under `location_` and `covariance_`.
+        """
+        check_is_fitted(self)
+        base: Any = super()
+        return float(base.score(X_test, y))
+
+    @available_if(_covariance_of_features)
+    def mahalanobis(self, X: Any) -> npt.NDArray[np.floating]:
+        """Return the squared Mahalanobis distances of rows to `location_`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        distances : ndarray of shape (n_samples,)
+            Squared distances. Directions in which `covariance_` is singular do not count.
+        """
+        check_is_fitted(self)
+        X = check_features(self, X, reset=False)
+        X = X.toarray() if sparse.issparse(X) else X
+        rows = X.astype(np.float64) - self.location_
+        with np.errstate(all="ignore"):
+            whitened = rows @ self._preconditioner.whitening("cholesky")[0]
+            distances = np.einsum("ij,ij->i", whitened, whitened)
+        refuse_overflow(distances, X, estimator_name=type(self).__name__)
+        return distances
 
     @property
     def _n_features_out(self) -> int:

@@ -15,8 +15,8 @@ incomplete batch is no special case: it is a small batch with a small weight.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +78,10 @@ class GradientMemory:
         Complete batches and rows seen.
     n_given : int
         Batches whose gradients somebody else took.
+    law : tuple of str
+        Settings that all gradients must share, in words.
+    dtype : dtype
+        Of the coarsest rows: what they tell has no more digits.
     pending : tuple of (ndarray of shape (m, p), float, int, float) or None
         Sums, weight, number and squared weights of the rows of a batch that waits for more.
     kept : tuple of (gradients, weights) pairs, or None
@@ -94,12 +98,21 @@ class GradientMemory:
     n_batches: int = 0
     n_samples: int = 0
     n_given: int = 0
+    law: tuple[str, ...] = ()
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float64))
     pending: tuple[Array, float, int, float] | None = None
     kept: tuple[tuple[Array, Array], ...] | None = None
 
     @classmethod
     def empty(
-        cls, p: int, *, noise: str, noise_scale: float, has_intercept: bool, keep: bool
+        cls,
+        p: int,
+        *,
+        noise: str,
+        noise_scale: float,
+        has_intercept: bool,
+        keep: bool,
+        law: tuple[str, ...] = (),
     ) -> "GradientMemory":
         """Remember nothing yet, of gradients of `p` coordinates."""
         return cls(
@@ -110,6 +123,7 @@ class GradientMemory:
             np.zeros((N_GROUPS, p)),
             np.zeros(N_GROUPS),
             np.zeros(2),
+            law=law,
             kept=() if keep else None,
         )
 
@@ -133,14 +147,29 @@ class GradientMemory:
             return float(self.moments.n_gradients)
         return float(self.moments.weight * self.moments.weight / squares)
 
-    def check_noise(self, noise: str, noise_scale: float) -> None:
+    def check_law(self, law: tuple[str, ...]) -> None:
         """Raise ValueError if the gradients to come have another law than those seen."""
-        if (noise, noise_scale) != (self.noise, self.noise_scale):
+        for new, before in zip(law, self.law, strict=True):
+            if new != before:
+                raise ValueError(
+                    f"{new}, but the gradients seen before had {before}. Use fit to start afresh."
+                )
+
+    def check_draws(self, n_redraws: int) -> None:
+        """Raise ValueError if a batch waits for more rows with another number of draws."""
+        if self.pending is None or self.noise == "none":
+            return
+        before = len(self.pending[0]) - (self.noise == "single")
+        if n_redraws != before:
             raise ValueError(
-                f"noise={noise!r} with noise_scale={noise_scale:g}, but the gradients seen before "
-                f"had noise={self.noise!r} with noise_scale={self.noise_scale:g}. Use fit to "
+                f"n_redraws={n_redraws}, but {self.offset} rows that wait for the rest of their "
+                f"batch have {before} draw(s) of noise each. Set n_redraws={before}, or use fit to "
                 "start afresh."
             )
+
+    def of_dtype(self, dtype: np.dtype[Any]) -> "GradientMemory":
+        """Return the memory with rows, or gradients, of this dtype among those seen."""
+        return replace(self, dtype=min(self.dtype, dtype, key=lambda t: t.itemsize))
 
     def check_layout(self, d: int, d_before: int, *, has_intercept: bool) -> None:
         """Raise ValueError if the gradients to come have other coordinates than those seen."""
@@ -300,6 +329,7 @@ class GradientMemory:
             n_batches=self.n_batches + other.n_batches,
             n_samples=self.n_samples + other.n_samples,
             n_given=self.n_given + other.n_given,
+            dtype=self.of_dtype(other.dtype).dtype,
             kept=self.kept if self.kept is None else self.kept + (other.kept or ()),
         )
 

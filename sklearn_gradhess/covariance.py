@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.utils import check_scalar
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess._fitted import FittedCovarianceMixin
@@ -116,15 +115,6 @@ def gradient_covariance(
         random_state=random_state,
     ).fit(X, y, coef=coef, intercept=intercept)
     return estimator.covariance_, estimator.mean_gradient_
-
-
-def _covariance_of_features(estimator: Any) -> bool:
-    if estimator.loss != "squared_error":
-        raise AttributeError(
-            f"With loss={estimator.loss!r} the Hessian is no covariance of the features: score and "
-            "mahalanobis need loss='squared_error'."
-        )
-    return True
 
 
 class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
@@ -510,8 +500,15 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         ValueError
             If the two differ in features, batch size, noise scheme or scale, loss, or in having
             an intercept.
+        TypeError
+            If `other` is no GradientCovarianceEstimator.
         """
         check_is_fitted(self)
+        if not isinstance(other, GradientCovarianceEstimator):
+            raise TypeError(
+                "merge takes another GradientCovarianceEstimator, which keeps what it has seen; "
+                f"got {type(other).__name__}."
+            )
         check_is_fitted(other)
         for name, a, b in (
             ("n_features_in_", self.n_features_in_, other.n_features_in_),
@@ -553,7 +550,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             )
         if memory is None:
             memory = self._start(d, has_intercept=not self.assume_centered)
-        memory.check_noise(self.noise, self.noise_scale)
+        memory.check_law(self._law())
+        memory.check_draws(self.n_redraws)
         rng = copy.deepcopy(self._rng)
         # What is not finite shows in the sums
         with np.errstate(all="ignore"), blas_threads(d):
@@ -593,7 +591,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             )
         for sums in memory.sums():
             refuse_overflow(sums, X, estimator_name=type(self).__name__)
-        self._rng, self._dtype, self._memory = rng, X.dtype, memory
+        self._rng, self._memory = rng, memory.of_dtype(X.dtype)
         self._finalize()
 
     def _warn_of_failures(self) -> None:
@@ -626,7 +624,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             )
             self._calibrate()
             memory = self._start(d, has_intercept=has_intercept and not self.assume_centered)
-        memory.check_noise(self.noise, self.noise_scale)
+        memory.check_law(self._law())
         memory.check_layout(d, self.n_features_in_, has_intercept=has_intercept)
         if batch_size != self.batch_size_:
             raise ValueError(
@@ -639,8 +637,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
                 gradients[:, used],
                 None if antithetic is None else antithetic[:, used],
                 batch_size=self.batch_size_,
-            )
-        self._dtype = dtype
+            ).of_dtype(dtype)
         self._finalize()
 
     def _start(self, d: int, *, has_intercept: bool) -> GradientMemory:
@@ -655,6 +652,17 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             noise_scale=float(self.noise_scale),
             has_intercept=has_intercept,
             keep=isinstance(self.shrinkage, str),
+            law=self._law(),
+        )
+
+    def _law(self) -> tuple[str, ...]:
+        scale, epsilon = (
+            repr(float(v)).removesuffix(".0") for v in (self.noise_scale, self.epsilon)
+        )
+        return (
+            f"noise={self.noise!r} with noise_scale={scale}",
+            f"loss={self.loss!r}" + f", epsilon={epsilon}" * (self.loss == "huber"),
+            f"assume_centered={bool(self.assume_centered)}",
         )
 
     def _calibrate(self) -> None:
@@ -665,39 +673,3 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
                 inherent_variance=self._inherent if self.noise == "single" else 0.0,
                 noise_scale=float(self.noise_scale),
             )
-
-    @available_if(_covariance_of_features)
-    def score(self, X_test: Any, y: Any = None) -> float:
-        """Return the Gaussian log-likelihood of `X_test`, as EmpiricalCovariance does.
-
-        Parameters
-        ----------
-        X_test : array-like of shape (n_samples, n_features)
-            Test data.
-        y : Ignored
-            Present for API consistency.
-
-        Returns
-        -------
-        score : float
-            Mean log-likelihood of a row, under `location_` and `covariance_`.
-        """
-        check_is_fitted(self)
-        return super().score(X_test, y)
-
-    @available_if(_covariance_of_features)
-    def mahalanobis(self, X: Any) -> npt.NDArray[np.floating]:
-        """Return the squared Mahalanobis distances of rows to `location_`.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-
-        Returns
-        -------
-        distances : ndarray of shape (n_samples,)
-            Squared distances.
-        """
-        check_is_fitted(self)
-        return super().mahalanobis(X)

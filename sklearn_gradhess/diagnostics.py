@@ -24,6 +24,11 @@ __all__ = [
 
 def _effective_rank(eigenvalues_or_n_features: npt.ArrayLike) -> float:
     values = np.asarray(eigenvalues_or_n_features, dtype=np.float64)
+    if values.ndim > 1:
+        raise ValueError(
+            "eigenvalues_or_n_features must be a number or one-dimensional, got an array of shape "
+            f"{values.shape}. Of a covariance pass its eigenvalues, numpy.linalg.eigvalsh(...)."
+        )
     if values.size == 0 or not np.all(np.isfinite(values)) or values.min() < 0 or not values.any():
         raise ValueError(
             "eigenvalues_or_n_features must be a positive number of features, or nonnegative "
@@ -46,6 +51,18 @@ def _check_risk(excess_risk: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return risk
 
 
+def _whole(values: npt.NDArray[np.float64], of_what: str) -> Any:
+    """Whole numbers as int64, or as the floats that they are where one of them is too large."""
+    if not np.all(np.isfinite(values)):
+        raise ValueError(
+            f"More than 1e308 {of_what} are needed, which no number stands for: relative_error is "
+            "too small."
+        )
+    if values.ndim == 0:
+        return int(values)
+    return values.astype(np.int64) if values.max(initial=0.0) < 2**63 else values
+
+
 def required_batches(
     eigenvalues_or_n_features: npt.ArrayLike, relative_error: npt.ArrayLike
 ) -> int | npt.NDArray[np.int64]:
@@ -65,7 +82,8 @@ def required_batches(
     Returns
     -------
     n_batches : int or ndarray of int
-        Number of batches, of the shape of `relative_error`.
+        Number of batches, of the shape of `relative_error`; an array of floats if one of them
+        exceeds the largest int64.
 
     Raises
     ------
@@ -86,11 +104,11 @@ def required_batches(
     error = _check_error(relative_error)
     # with t = sqrt(r/k) the inequality is (1 + t)^2 <= 1 + eps
     t = error / (1 + np.sqrt(1 + error))
-    batches = np.ceil(rank / t**2)
+    with np.errstate(over="ignore"):
+        batches = np.ceil(rank / t / t)
     less = np.maximum(batches - 1, 1)  # rounding may lift the quotient past a whole number
     batches = np.where(2 * np.sqrt(rank / less) + rank / less <= error, less, batches)
-    batches = batches.astype(np.int64)
-    return int(batches) if batches.ndim == 0 else batches
+    return _whole(batches, "batches")
 
 
 def required_batch_size(
@@ -114,7 +132,7 @@ def required_batch_size(
     Returns
     -------
     batch_size : int or ndarray of int
-        Rows in a batch.
+        Rows in a batch; an array of floats if one of them exceeds the largest int64.
 
     Raises
     ------
@@ -141,9 +159,9 @@ def required_batch_size(
     risk = _check_risk(excess_risk)
     if not np.all(np.isfinite(risk)):
         raise ValueError(f"excess_risk must be finite, got {excess_risk!r}.")
-    ratio = np.ceil(2 * risk / _check_error(relative_error))
-    size = np.maximum(ratio if noise == "single" else np.ones_like(ratio), 1).astype(np.int64)
-    return int(size) if size.ndim == 0 else size
+    with np.errstate(over="ignore"):
+        ratio = np.ceil(2 * risk / _check_error(relative_error))
+    return _whole(np.maximum(ratio if noise == "single" else np.ones_like(ratio), 1), "rows")
 
 
 def expected_relative_error(

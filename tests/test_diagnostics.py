@@ -594,3 +594,45 @@ def test_the_report_names_what_to_pass_instead_of_a_model(rng):
     with pytest.raises(TypeError, match=r"got PreconditionedSGDRegressor.*covariance_estimator_"):
         calibration_report(model)
     assert calibration_report(model.covariance_estimator_).n_features == 4
+
+
+# --- large numbers, and what is no list of eigenvalues
+
+
+@pytest.mark.parametrize("relative_error", [1e-9, 1e-10, 1e-60])
+def test_more_batches_than_an_int64_holds_are_counted_all_the_same(relative_error):
+    k = required_batches(20, relative_error)
+    assert isinstance(k, int)
+    assert k == pytest.approx(4 * 20 / relative_error**2, rel=1e-6)
+    several = required_batches(20, [0.5, relative_error])
+    np.testing.assert_allclose(several, [396, float(k)], rtol=1e-15)
+
+
+@pytest.mark.parametrize("excess_risk", [1e18, 1e20, 1e300])
+def test_more_rows_than_an_int64_holds_are_counted_all_the_same(excess_risk):
+    n = required_batch_size(excess_risk, 0.1)
+    assert isinstance(n, int)
+    assert n == pytest.approx(20 * excess_risk, rel=1e-15)
+    np.testing.assert_allclose(
+        required_batch_size([4.0, excess_risk], 0.1), [80, float(n)], rtol=1e-15
+    )
+
+
+def test_what_an_int64_holds_is_an_int64():
+    assert required_batches(20, [0.5, 1e-8]).dtype == np.int64
+    assert required_batch_size([4.0, 1e17], 0.1).dtype == np.int64
+
+
+def test_numbers_beyond_all_floats_are_refused():
+    with pytest.raises(ValueError, match="More than 1e308 batches are needed"):
+        required_batches(20, 1e-200)
+    with pytest.raises(ValueError, match="More than 1e308 rows are needed"):
+        required_batch_size(1e200, 1e-200)
+
+
+@pytest.mark.parametrize("rule", [required_batches, expected_relative_error])
+@pytest.mark.parametrize("shape", [(3, 3), (1, 5), (2, 2, 2)])
+def test_a_matrix_is_not_taken_for_eigenvalues(rule, shape):
+    message = r"one-dimensional, got an array of shape .*eigvalsh"
+    with pytest.raises(ValueError, match=message):
+        rule(np.ones(shape), 10)
