@@ -20,7 +20,7 @@ from sklearn_gradhess.plotting._inputs import (
     eigenvalues,
     last_step,
 )
-from sklearn_gradhess.plotting._style import CurveDisplay
+from sklearn_gradhess.plotting._style import CurveDisplay, as_curves, as_numbers
 
 __all__ = ["HessianSpectrumDisplay"]
 
@@ -125,8 +125,8 @@ class HessianSpectrumDisplay(CurveDisplay):
         self.relative = relative
 
     def _curves(self) -> tuple[Sequence[Array], Sequence[Array]]:
-        curves = [np.asarray(values, dtype=np.float64) for values in self.eigenvalues]
-        if not curves or any(curve.ndim != 1 for curve in curves):
+        curves = as_curves(self.eigenvalues, "eigenvalues")
+        if not curves or any(curve.ndim != 1 or not len(curve) for curve in curves):
             raise ValueError(
                 f"eigenvalues has curves of shapes {[curve.shape for curve in curves]}: pass a "
                 "list of one-dimensional arrays, [values] for one curve."
@@ -140,6 +140,9 @@ class HessianSpectrumDisplay(CurveDisplay):
         from matplotlib.ticker import MaxNLocator
 
         limits = self._each(self.limits, "limits", len(self.lines_))
+        for i, pair in enumerate(limits):
+            if pair is not None and as_numbers(pair, f"limits[{i}]").shape != (2,):
+                raise ValueError(f"limits[{i}] must be a pair of numbers or None, got {pair!r}.")
         pairs = [() if pair is None else tuple(map(float, pair)) for pair in limits]
         label = "limits, inverse Marchenko-Pastur law"
         self._refer(ax, "horizontal", pairs, label, linestyle=":")
