@@ -30,7 +30,6 @@ __all__ = [
     "batch_sums",
     "choose_batch_size",
     "derivatives",
-    "inherent_noise",
     "row_coefficients",
 ]
 
@@ -146,31 +145,6 @@ def derivatives(
     loss.check_y(y)
     curvature = None if squared else loss.curvature(y, raw_prediction)
     return loss.gradient(y, raw_prediction), curvature
-
-
-def inherent_noise(
-    inherent_variance: float | str,
-    gradient: Array | None,
-    curvature: Array | None,
-    sample_weight: Array | None,
-    *,
-    noise: str,
-) -> float:
-    """Noise in the targets, as a multiple of the curvature; antithetic noise ignores it.
-
-    "estimate" is Pearson's: the mean squared gradient over the mean curvature, for the squared
-    loss the mean squared residual.
-    """
-    if noise == "antithetic" or (isinstance(inherent_variance, str) and gradient is None):
-        return 0.0
-    if not isinstance(inherent_variance, str):
-        return float(inherent_variance)
-    assert gradient is not None
-    mean_square = np.average(gradient**2, weights=sample_weight)
-    mean_curvature = 1.0 if curvature is None else np.average(curvature, weights=sample_weight)
-    estimate = float(mean_square / mean_curvature)
-    # If this is not finite, neither are the sums, and those are checked.
-    return estimate if np.isfinite(estimate) else 0.0
 
 
 def row_coefficients(

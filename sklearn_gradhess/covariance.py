@@ -1,6 +1,7 @@
 """The Hessian, estimated from the covariance of batch gradients."""
 
 import copy
+import hashlib
 import warnings
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -17,7 +18,6 @@ from sklearn_gradhess._gradients import (
     batch_sums,
     choose_batch_size,
     derivatives,
-    inherent_noise,
     row_coefficients,
 )
 from sklearn_gradhess._losses import make_loss
@@ -115,6 +115,14 @@ def gradient_covariance(
         random_state=random_state,
     ).fit(X, y, coef=coef, intercept=intercept)
     return estimator.covariance_, estimator.mean_gradient_
+
+
+def _name_of(coef: Any, intercept: float, y: Any, d: int) -> bytes:
+    """Name the law of the clean gradients of a chunk; empty where they are zero."""
+    if y is None:
+        return b""
+    at = np.append(np.zeros(d) if coef is None else coef, intercept) + 0.0
+    return hashlib.blake2b(at.tobytes(), digest_size=16).digest()
 
 
 class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
@@ -526,9 +534,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         if mine is not None and theirs is not None and not np.array_equal(mine, theirs):
             raise ValueError("Cannot merge estimators of different feature_names_in_.")
         with unchanged_on_error(self):
-            self._memory = self._memory.settled(self._inherent).merge(
-                other._memory.settled(other._inherent)
-            )
+            self._memory = self._memory.settled().merge(other._memory.settled())
+            self._calibrate(self._memory)
             self._finalize()
         return self
 
@@ -551,16 +558,14 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         if memory is None:
             memory = self._start(d, has_intercept=not self.assume_centered)
         memory.check_law(self._law())
+        memory.check_inherent(self.inherent_variance)
+        memory = memory.at(_name_of(coef, intercept, y, d))
         memory.check_draws(self.n_redraws)
         rng = copy.deepcopy(self._rng)
         # What is not finite shows in the sums
         with np.errstate(all="ignore"), blas_threads(d):
             loss = make_loss(self.loss, epsilon=self.epsilon)
             gradient, curvature = derivatives(X, y, loss, coef, intercept)
-            self._inherent = inherent_noise(
-                self.inherent_variance, gradient, curvature, sample_weight, noise=self.noise
-            )
-            self._calibrate()
             coefficients = row_coefficients(
                 gradient,
                 curvature,
@@ -587,10 +592,12 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
                 batch,
                 sample_weight,
                 batch_size=self.batch_size_,
-                inherent_variance=self._inherent,
+                residual=gradient,
+                curvature=curvature,
             )
         for sums in memory.sums():
             refuse_overflow(sums, X, estimator_name=type(self).__name__)
+        self._calibrate(memory)
         self._rng, self._memory = rng, memory.of_dtype(X.dtype)
         self._finalize()
 
@@ -619,12 +626,10 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         if memory is None:
             self.n_features_in_ = d
             self.batch_size_ = batch_size
-            self._inherent = inherent_noise(
-                self.inherent_variance, None, None, None, noise=self.noise
-            )
-            self._calibrate()
             memory = self._start(d, has_intercept=has_intercept and not self.assume_centered)
+            self._calibrate(memory)
         memory.check_law(self._law())
+        memory.check_inherent(self.inherent_variance)
         memory.check_layout(d, self.n_features_in_, has_intercept=has_intercept)
         if batch_size != self.batch_size_:
             raise ValueError(
@@ -652,6 +657,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             noise_scale=float(self.noise_scale),
             has_intercept=has_intercept,
             keep=isinstance(self.shrinkage, str),
+            inherent_variance=self.inherent_variance,
+            kurtosis=3.0 if self.noise_distribution == "normal" else 1.0,
             law=self._law(),
         )
 
@@ -665,11 +672,17 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             f"assume_centered={bool(self.assume_centered)}",
         )
 
-    def _calibrate(self) -> None:
+    def _calibrate(self, memory: GradientMemory) -> None:
         self.noise_variance_ = 0.0
-        if self.noise != "none":
-            self.noise_variance_ = calibrated_variance(
-                self.batch_size_,
-                inherent_variance=self._inherent if self.noise == "single" else 0.0,
-                noise_scale=float(self.noise_scale),
-            )
+        if self.noise == "none":
+            return
+        inherent: Any = self.inherent_variance if self.noise == "single" else 0.0
+        if memory.estimates_inherent:
+            n = memory.n_samples
+            inherent = memory.settled().inherent_share * self.batch_size_
+            # A mean of n squares has the relative error sqrt(2/n): few rows may have large ones
+            if inherent * (1 - 5 * np.sqrt(2 / n)) <= self.noise_scale * self.batch_size_:
+                inherent = min(inherent, self.noise_scale * self.batch_size_)
+        self.noise_variance_ = calibrated_variance(
+            self.batch_size_, inherent_variance=inherent, noise_scale=float(self.noise_scale)
+        )

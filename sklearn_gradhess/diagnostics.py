@@ -402,9 +402,7 @@ def _noise_ratio(estimator: Any) -> float:
     # A feature of ones has the second moment one: what its gradient varies by is the noise.
     if estimator.loss != "squared_error":
         return np.nan
-    return estimator._settled.noise_ratio(
-        estimator.excess_risk_, includes_excess=estimator.inherent_variance == "estimate"
-    )
+    return estimator._settled.noise_ratio(estimator.excess_risk_)
 
 
 def failures(estimator: Any) -> list[Failure]:
@@ -429,8 +427,8 @@ def nuisance(estimator: Any) -> tuple[float, float]:
     """Least and greatest relative size of what m^2 adds to uncorrected single-noise estimates."""
     # Sigma is seen as (tau + m^2)/n Sigma + Sigma u u' Sigma/n, u' Sigma u = m^2 (MATH section 2).
     # A tau that was estimated from residuals includes m^2, and leaves the second term alone.
-    share = estimator.excess_risk_ / (estimator.batch_size_ * estimator.noise_scale)
-    return (0.0, share) if estimator.inherent_variance == "estimate" else (share, 2 * share)
+    least, greatest = estimator._nuisance
+    return least, greatest
 
 
 def _rank_bound(estimator: Any) -> int:
@@ -491,12 +489,13 @@ def _far_from_optimum(estimator: Any) -> Failure | None:
     if estimator.noise != "single" or estimator.correction_ != "none":
         return None
     n, moments = estimator.batch_size_, estimator._settled.moments
+    bias = nuisance(estimator)[1]
     ways = (
         "Use noise='antithetic', which has no such bias, a larger batch_size, or coef and "
         "intercept closer to the optimum"
     )
-    if np.isnan(estimator.excess_risk_):
-        if moments.n_gradients <= len(moments.mean) + 2:
+    if np.isnan(bias):
+        if moments.round_means().degrees <= len(moments.mean) + 1 or not moments.mean.any():
             return None  # too few batches to tell
         return Failure(
             "far from the optimum",
@@ -505,8 +504,7 @@ def _far_from_optimum(estimator: Any) -> Failure | None:
             "dominated by it.",
             f"{ways}.",
         )
-    bias = nuisance(estimator)[1]
-    if bias < 0.1:
+    if bias < 0.1 or not estimator._far:
         return None
     return Failure(
         "far from the optimum",
@@ -521,7 +519,7 @@ def _unchecked_correction(estimator: Any) -> Failure | None:
     if estimator.correction_ != "gaussian":
         return None
     removed = nuisance(estimator)[1]
-    if not removed >= 0.1:
+    if not removed >= 0.1 or not estimator._far:
         return None
     return Failure(
         "correction unchecked",
@@ -533,15 +531,32 @@ def _unchecked_correction(estimator: Any) -> Failure | None:
     )
 
 
-def _noise_seen(estimator: Any) -> NoiseSeen:
+def _ratio_error(estimator: Any) -> float:
+    """Return the standard error of the noise ratio; NaN where it is unknown."""
+    memory, k = estimator._settled, estimator._n_effective
     # The mean of k squares of a variable no wilder than a Gaussian has this standard error
-    k = estimator._n_effective
-    error = np.sqrt(2 / k)
-    if estimator.noise == "single":
-        # m^2 is taken off, whose own error grows as the mean gradient saturates (MATH section 5.1)
-        share = estimator.excess_risk_ / (estimator.batch_size_ * estimator.noise_scale)
-        error += 2 * np.sqrt(share / (estimator.batch_size_ * k)) * (1 + 2 * share) ** 2
-    return NoiseSeen(_noise_ratio(estimator), float(2 / error**2))
+    if estimator.noise != "single" or not memory.has_intercept:
+        return float(np.sqrt(2 / k))
+    # Of T = n Var(g_0) + a^2, and of the m^2 that is taken off it; gradients are means of products
+    n, total = memory.rows, memory.total_scale
+    variance = memory.moments.covariance_factor()[0, 0] ** 2
+    residual = abs(memory.moments.mean[0])
+    error = np.sqrt((2 + 12 / n) / k) * variance / total
+    error += 2 * residual * np.sqrt(variance / k) / (n * total)
+    if not memory.estimates_inherent:
+        low, high = estimator._scale_limits
+        error += (1 + estimator._nuisance[1]) * max(1 - low, high - 1) / 1.645
+    return float(error)
+
+
+def _noise_seen(estimator: Any) -> NoiseSeen:
+    # A ratio or an error that is unknown accuses nobody
+    ratio, error = _noise_ratio(estimator), _ratio_error(estimator)
+    if estimator.noise != "single":
+        return NoiseSeen(ratio, 2 / error**2)
+    if not ratio > 0:  # more excess risk was found than there is variance
+        return NoiseSeen(np.nan, 0.0)
+    return NoiseSeen(ratio, 2 * (ratio / error) ** 2)
 
 
 def _mismatch(estimator: Any) -> Failure | None:
@@ -584,7 +599,7 @@ def _mismatch_of_curvature(estimator: Any) -> Failure | None:
     memory, loss = estimator._settled, make_loss(estimator.loss)
     if estimator.loss == "squared_error" or memory.noise != "antithetic" or not memory.n_given:
         return None
-    curvature = memory.noise_ratio(0.0, includes_excess=False)
+    curvature = memory.noise_ratio(0.0)
     if not NoiseSeen(curvature / loss.largest_curvature, estimator._n_effective).too_large:
         return None
     ratio = curvature / loss.largest_curvature
@@ -600,7 +615,7 @@ def _mismatch_of_curvature(estimator: Any) -> Failure | None:
 
 
 def _uncalibrated(estimator: Any) -> Failure | None:
-    if estimator.noise != "none" or estimator._inherent > 0:
+    if estimator.noise != "none" or estimator._settled.total_scale > 0:
         return None
     return Failure(
         "uncalibrated noise",
