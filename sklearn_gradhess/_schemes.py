@@ -30,7 +30,7 @@ from sklearn_gradhess._moments import GradientMoments
 from sklearn_gradhess._nuisance import find_nuisance
 from sklearn_gradhess._preconditioner import factorize
 
-__all__ = ["N_GROUPS", "Estimate", "GradientMemory"]
+__all__ = ["N_GROUPS", "Estimate", "GradientMemory", "law_in_words"]
 
 Array = npt.NDArray[np.float64]
 # Groups of batches whose clean gradients are averaged. The product of the means of two different
@@ -39,6 +39,18 @@ Array = npt.NDArray[np.float64]
 N_GROUPS = 8
 # Share of the inverse that squares of Gaussian noise may add before its first order is too little
 _FIRST_ORDER = 0.2
+
+
+def law_in_words(
+    noise: str, noise_scale: float, loss: str, epsilon: float, assume_centered: bool
+) -> tuple[str, ...]:
+    """Say what decides the law of half differences: one sentence for each thing that does."""
+    scale, bend = (repr(float(v)).removesuffix(".0") for v in (noise_scale, epsilon))
+    return (
+        f"noise={noise!r} with noise_scale={scale}",
+        f"loss={loss!r}" + f", epsilon={bend}" * (loss == "huber"),
+        f"assume_centered={bool(assume_centered)}",
+    )
 
 
 class Estimate(NamedTuple):

@@ -178,9 +178,9 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             )
         self.covariance_estimator_ = estimator
         return fixed_sketch(
-            estimator._hessian_factor(intercept=problem.has_intercept),
+            estimator.fitted_.hessian_factor(intercept=problem.has_intercept),
             problem,
-            ratio=min(problem.p / max(estimator._memory.moments.n_gradients, 1), 0.5),
+            ratio=min(problem.p / max(estimator.fitted_.memory.moments.n_gradients, 1), 0.5),
         )
 
     def _store(self, W: Array, dtype: Any) -> None:
@@ -462,7 +462,7 @@ def _see_single(
             f"for {problem.p} coefficients, and needs twice as many gradients as coefficients. "
             "Use a smaller batch_size, more rows, or noise='antithetic'."
         )
-    factor = seen._hessian_factor(intercept=problem.has_intercept)
+    factor = seen.fitted_.hessian_factor(intercept=problem.has_intercept)
     if problem.has_intercept and problem.quadratic:
         # The feature of ones has second moment one: this calibrates what the nuisance inflates
         factor = factor / factor[0, 0]

@@ -12,7 +12,8 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_gradhess._fitted import FittedCovarianceMixin
+from sklearn_gradhess._attributes import FittedAttributes
+from sklearn_gradhess._fitted import Fitted
 from sklearn_gradhess._gradients import (
     batch_index,
     batch_sums,
@@ -21,7 +22,7 @@ from sklearn_gradhess._gradients import (
     row_coefficients,
 )
 from sklearn_gradhess._losses import make_loss
-from sklearn_gradhess._schemes import N_GROUPS, GradientMemory
+from sklearn_gradhess._schemes import N_GROUPS, GradientMemory, law_in_words
 from sklearn_gradhess._validation import (
     Interval,
     StrOptions,
@@ -125,7 +126,7 @@ def _name_of(coef: Any, intercept: float, y: Any, d: int) -> bytes:
     return hashlib.blake2b(at.tobytes(), digest_size=16).digest()
 
 
-class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
+class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
     r"""Hessian of a regression, recovered from the covariance of its batch gradients.
 
     Target noise whose variance equals the batch size n (times the curvature of the loss) makes the
@@ -233,6 +234,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         Trace of `covariance_` over its largest eigenvalue.
     expected_error_ : float
         Relative error in operator norm that theory expects of `covariance_`.
+    fitted_ : object
+        The gradients seen, from which all of this is derived when it is asked for; pickled alone.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -291,6 +294,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         "store_precision": ["boolean"],
         "random_state": ["random_state", np.random.Generator],
     }
+    _rng: np.random.Generator
 
     def __init__(
         self,
@@ -367,7 +371,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             If X or y is a dask collection or a tensor.
         """
         with unchanged_on_error(self):
-            self.__dict__.pop("_memory", None)
+            self.__dict__.pop("fitted_", None)
             self._see_data(X, y, sample_weight, coef, intercept, whole=True)
             self._warn_of_failures()
         return self
@@ -518,31 +522,32 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
                 f"got {type(other).__name__}."
             )
         check_is_fitted(other)
+        mine, theirs = self.fitted_.memory, other.fitted_.memory
         for name, a, b in (
             ("n_features_in_", self.n_features_in_, other.n_features_in_),
             ("batch_size_", self.batch_size_, other.batch_size_),
             *((name, getattr(self, name), getattr(other, name)) for name in _IDENTITY),
-            ("has_intercept", self._memory.has_intercept, other._memory.has_intercept),
-            ("kept gradients", self._memory.kept is not None, other._memory.kept is not None),
+            ("has_intercept", mine.has_intercept, theirs.has_intercept),
+            ("kept gradients", mine.kept is not None, theirs.kept is not None),
         ):
             if a != b:
                 raise ValueError(
                     f"Cannot merge estimators with {name}={a!r} and {name}={b!r}: their gradients "
                     "have different laws. Fit both with the same settings, batch_size as a number."
                 )
-        mine, theirs = (getattr(e, "feature_names_in_", None) for e in (self, other))
-        if mine is not None and theirs is not None and not np.array_equal(mine, theirs):
+        names = [e.feature_names_in_ for e in (self, other) if hasattr(e, "feature_names_in_")]
+        if len(names) == 2 and not np.array_equal(names[0], names[1]):
             raise ValueError("Cannot merge estimators of different feature_names_in_.")
         with unchanged_on_error(self):
-            self._memory = self._memory.settled().merge(other._memory.settled())
-            self._calibrate(self._memory)
-            self._finalize()
+            memory = mine.settled().merge(theirs.settled())
+            self._calibrate(memory)
+            self._conclude(memory)
         return self
 
     def _see_data(
         self, X: Any, y: Any, sample_weight: Any, coef: Any, intercept: Any, *, whole: bool
     ) -> None:
-        memory = getattr(self, "_memory", None)
+        memory = self._memory
         X = check_features(self, X, reset=memory is None, ensure_min_samples=2 if whole else 1)
         n, d = X.shape
         coef, intercept = check_coef(coef, intercept, d)
@@ -598,11 +603,11 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         for sums in memory.sums():
             refuse_overflow(sums, X, estimator_name=type(self).__name__)
         self._calibrate(memory)
-        self._rng, self._memory = rng, memory.of_dtype(X.dtype)
-        self._finalize()
+        self._rng = rng
+        self._conclude(memory.of_dtype(X.dtype))
 
     def _warn_of_failures(self) -> None:
-        for failure in failures(self):
+        for failure in failures(self.fitted_):
             if failure.visible_in_fit:
                 warnings.warn(str(failure), CalibrationWarning, stacklevel=4)
 
@@ -622,7 +627,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             )
         d = gradients.shape[1] - has_intercept
         batch_size = check_scalar(batch_size, "batch_size", Integral, min_val=1)
-        memory = getattr(self, "_memory", None)
+        memory = self._memory
         if memory is None:
             self.n_features_in_ = d
             self.batch_size_ = batch_size
@@ -638,12 +643,12 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             )
         used = slice(int(has_intercept and not memory.has_intercept), None)
         with blas_threads(d):
-            self._memory = memory.add_gradients(
+            memory = memory.add_gradients(
                 gradients[:, used],
                 None if antithetic is None else antithetic[:, used],
                 batch_size=self.batch_size_,
-            ).of_dtype(dtype)
-        self._finalize()
+            )
+        self._conclude(memory.of_dtype(dtype))
 
     def _start(self, d: int, *, has_intercept: bool) -> GradientMemory:
         seed = self.random_state
@@ -662,14 +667,17 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             law=self._law(),
         )
 
+    @property
+    def _memory(self) -> GradientMemory | None:
+        return self.fitted_.memory if hasattr(self, "fitted_") else None
+
+    def _conclude(self, memory: GradientMemory) -> None:
+        self.fitted_ = Fitted(memory, self.batch_size_, self.loss, self.correction, self.shrinkage)
+        self.fitted_.check()
+
     def _law(self) -> tuple[str, ...]:
-        scale, epsilon = (
-            repr(float(v)).removesuffix(".0") for v in (self.noise_scale, self.epsilon)
-        )
-        return (
-            f"noise={self.noise!r} with noise_scale={scale}",
-            f"loss={self.loss!r}" + f", epsilon={epsilon}" * (self.loss == "huber"),
-            f"assume_centered={bool(self.assume_centered)}",
+        return law_in_words(
+            self.noise, self.noise_scale, self.loss, self.epsilon, self.assume_centered
         )
 
     def _calibrate(self, memory: GradientMemory) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_gradhess._fitted import Fitted
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._scale import NoiseSeen
 
@@ -355,42 +356,43 @@ def calibration_report(estimator: Any) -> CalibrationReport:
       no known failure found
     """
     check_is_fitted(estimator)
-    if not hasattr(estimator, "_preconditioner"):
+    fitted = getattr(estimator, "fitted_", None)
+    if not isinstance(fitted, Fitted):
         raise TypeError(
             f"calibration_report takes a fitted GradientCovarianceEstimator, got "
             f"{type(estimator).__name__}. Of a fitted model pass its covariance_estimator_."
         )
-    preconditioner = estimator._preconditioner
-    noise = f"{estimator.noise} noise"
-    if estimator.correction_ != "none":
-        noise += f", {estimator.correction_} correction"
+    preconditioner = fitted.preconditioner
+    noise = f"{fitted.noise} noise"
+    if fitted.correction != "none":
+        noise += f", {fitted.correction} correction"
     return CalibrationReport(
         noise=noise,
-        n_batches=estimator.n_batches_,
-        n_features=estimator.n_features_in_,
-        batch_size=estimator.batch_size_,
-        batches_per_feature=estimator.n_batches_ / estimator.n_features_in_,
-        effective_rank=estimator.effective_rank_,
-        expected_error=estimator.expected_error_,
-        excess_risk=estimator.excess_risk_,
-        nuisance_share=estimator.excess_risk_ / estimator.batch_size_,
-        noise_ratio=_noise_ratio(estimator),
+        n_batches=fitted.n_batches,
+        n_features=fitted.n_features,
+        batch_size=fitted.batch_size,
+        batches_per_feature=fitted.n_batches / fitted.n_features,
+        effective_rank=fitted.effective_rank,
+        expected_error=expected_error(fitted),
+        excess_risk=fitted.excess_risk,
+        nuisance_share=fitted.excess_risk / fitted.batch_size,
+        noise_ratio=_noise_ratio(fitted),
         rank=preconditioner.rank,
         n_clipped=preconditioner.n_clipped,
         condition_number=preconditioner.condition_number,
-        failures=tuple(failures(estimator)),
-        unchecked=tuple(_unchecked(estimator)),
+        failures=tuple(failures(fitted)),
+        unchecked=tuple(_unchecked(fitted)),
     )
 
 
-def _unchecked(estimator: Any) -> list[str]:
+def _unchecked(fitted: Fitted) -> list[str]:
     """Name what nobody can see in gradients that somebody else took."""
-    memory = estimator._settled
+    memory = fitted.settled
     if not memory.n_given or memory.noise == "none":
         return []
     if not memory.has_intercept:
         return ["scale: cannot be checked without the intercept's gradient"]
-    if estimator.loss != "squared_error":
+    if fitted.loss != "squared_error":
         return [
             "scale: cannot be checked for this loss, where the intercept's gradient shows noise "
             "times curvature"
@@ -398,15 +400,15 @@ def _unchecked(estimator: Any) -> list[str]:
     return []
 
 
-def _noise_ratio(estimator: Any) -> float:
+def _noise_ratio(fitted: Fitted) -> float:
     # A feature of ones has the second moment one: what its gradient varies by is the noise.
-    if estimator.loss != "squared_error":
+    if fitted.loss != "squared_error":
         return np.nan
-    return estimator._settled.noise_ratio(estimator.excess_risk_)
+    return fitted.settled.noise_ratio(fitted.excess_risk)
 
 
-def failures(estimator: Any) -> list[Failure]:
-    """Find the known failures in a fitted estimator, the gravest first."""
+def failures(fitted: Fitted) -> list[Failure]:
+    """Find the known failures in an estimate, the gravest first."""
     return [
         f
         for find in (
@@ -418,42 +420,55 @@ def failures(estimator: Any) -> list[Failure]:
             _uncalibrated,
             _unchecked_correction,
         )
-        for f in [find(estimator)]
+        for f in [find(fitted)]
         if f is not None
     ]
 
 
-def nuisance(estimator: Any) -> tuple[float, float]:
-    """Least and greatest relative size of what m^2 adds to uncorrected single-noise estimates."""
-    # Sigma is seen as (tau + m^2)/n Sigma + Sigma u u' Sigma/n, u' Sigma u = m^2 (MATH section 2).
-    # A tau that was estimated from residuals includes m^2, and leaves the second term alone.
-    least, greatest = estimator._nuisance
-    return least, greatest
+def expected_error(fitted: Fitted) -> float:
+    """Relative error of the covariance in operator norm, as theory expects it."""
+    rank, k = fitted.effective_rank, fitted.n_effective
+    if not rank:
+        return np.nan
+    # Sampling stretches the largest eigenvalue by about (1 + sqrt(r/k))^2, so the rank of the
+    # estimate is too small; undone to first order.
+    rank /= max(1 - np.sqrt(rank / k), 0.1) ** 2
+    error = float(expected_relative_error(rank, k, noise=fitted.noise))
+    if fitted.noise == "single":
+        least, greatest = fitted.nuisance
+        if fitted.correction == "none":
+            return error + greatest
+        # What is taken off was seen with it, in means of products of Gaussians; and the scale
+        # that is left is known up to its limits (MATH section 2.3)
+        error *= np.sqrt(1 + 6 / fitted.settled.rows) * (1 + greatest) / (1 + least)
+        low, high = fitted.scale_limits
+        error += max(1 - low, high - 1) if high < np.inf else np.nan
+    return float(error)
 
 
-def _rank_bound(estimator: Any) -> int:
+def _rank_bound(fitted: Fitted) -> int:
     # Redraws and pairs of the same rows lie in the span of these rows
-    return min(estimator._settled.moments.n_gradients, estimator.n_samples_seen_)
+    return min(fitted.settled.moments.n_gradients, fitted.n_samples)
 
 
-def _too_few(estimator: Any) -> Failure | None:
-    d, bound, k = estimator.n_features_in_, _rank_bound(estimator), estimator._n_effective
-    if estimator.shrinkage_:
+def _too_few(fitted: Fitted) -> Failure | None:
+    d, bound, k = fitted.n_features, _rank_bound(fitted), fitted.n_effective
+    if fitted.shrinkage:
         return None
     name = "too few batches for the dimension"
     way_out = "Use a smaller batch_size, more samples, or shrinkage='oas'."
     what = "batch gradients"
     if bound <= d:
-        if bound < estimator._settled.moments.n_gradients:
+        if bound < fitted.settled.moments.n_gradients:
             what, way_out = "rows", "Use more samples, or shrinkage='oas'."
         fact = f"Only {bound} {what} for {d} features: the covariance has rank at most {bound}."
         return Failure(name, fact, way_out)
-    if round(k) < estimator._settled.moments.n_gradients:
+    if round(k) < fitted.settled.moments.n_gradients:
         what = "effective batch gradients (weights and redraws counted)"
     if k < 2 * d:
         fact = f"Only {k:.0f} {what} for {d} features: the smallest eigenvalues are mostly noise."
         return Failure(name, fact, way_out, visible_in_fit=False)
-    rank = estimator.effective_rank_
+    rank = fitted.effective_rank
     error = expected_relative_error(rank, k) if rank else 0.0
     if error > 0.5:
         return Failure(
@@ -467,9 +482,9 @@ def _too_few(estimator: Any) -> Failure | None:
     return None
 
 
-def _singular(estimator: Any) -> Failure | None:
-    preconditioner, d = estimator._preconditioner, estimator.n_features_in_
-    if not preconditioner.n_clipped or _rank_bound(estimator) <= d:
+def _singular(fitted: Fitted) -> Failure | None:
+    preconditioner, d = fitted.preconditioner, fitted.n_features
+    if not preconditioner.n_clipped or _rank_bound(fitted) <= d:
         return None
     constant = np.flatnonzero(preconditioner.constant).tolist()
     cause = (
@@ -485,11 +500,11 @@ def _singular(estimator: Any) -> Failure | None:
     )
 
 
-def _far_from_optimum(estimator: Any) -> Failure | None:
-    if estimator.noise != "single" or estimator.correction_ != "none":
+def _far_from_optimum(fitted: Fitted) -> Failure | None:
+    if fitted.noise != "single" or fitted.correction != "none":
         return None
-    n, moments = estimator.batch_size_, estimator._settled.moments
-    bias = nuisance(estimator)[1]
+    n, moments = fitted.batch_size, fitted.settled.moments
+    bias = fitted.nuisance[1]
     ways = (
         "Use noise='antithetic', which has no such bias, a larger batch_size, or coef and "
         "intercept closer to the optimum"
@@ -504,22 +519,22 @@ def _far_from_optimum(estimator: Any) -> Failure | None:
             "dominated by it.",
             f"{ways}.",
         )
-    if bias < 0.1 or not estimator._far:
+    if bias < 0.1 or not fitted.far:
         return None
     return Failure(
         "far from the optimum",
-        f"The excess risk {estimator.excess_risk_:.3g} is not small against the batch size {n}: "
+        f"The excess risk {fitted.excess_risk:.3g} is not small against the batch size {n}: "
         f"covariance_ is up to {bias:.0%} too large.",
         f"{ways}, or, for Gaussian features, correction='gaussian'.",
         visible_in_fit=bool(bias > 0.5),
     )
 
 
-def _unchecked_correction(estimator: Any) -> Failure | None:
-    if estimator.correction_ != "gaussian":
+def _unchecked_correction(fitted: Fitted) -> Failure | None:
+    if fitted.correction != "gaussian":
         return None
-    removed = nuisance(estimator)[1]
-    if not removed >= 0.1 or not estimator._far:
+    removed = fitted.nuisance[1]
+    if not removed >= 0.1 or not fitted.far:
         return None
     return Failure(
         "correction unchecked",
@@ -531,11 +546,11 @@ def _unchecked_correction(estimator: Any) -> Failure | None:
     )
 
 
-def _ratio_error(estimator: Any) -> float:
+def _ratio_error(fitted: Fitted) -> float:
     """Return the standard error of the noise ratio; NaN where it is unknown."""
-    memory, k = estimator._settled, estimator._n_effective
+    memory, k = fitted.settled, fitted.n_effective
     # The mean of k squares of a variable no wilder than a Gaussian has this standard error
-    if estimator.noise != "single" or not memory.has_intercept:
+    if fitted.noise != "single" or not memory.has_intercept:
         return float(np.sqrt(2 / k))
     # Of T = n Var(g_0) + a^2, and of the m^2 that is taken off it; gradients are means of products
     n, total = memory.rows, memory.total_scale
@@ -544,37 +559,37 @@ def _ratio_error(estimator: Any) -> float:
     error = np.sqrt((2 + 12 / n) / k) * variance / total
     error += 2 * residual * np.sqrt(variance / k) / (n * total)
     if not memory.estimates_inherent:
-        low, high = estimator._scale_limits
-        error += (1 + estimator._nuisance[1]) * max(1 - low, high - 1) / 1.645
+        low, high = fitted.scale_limits
+        error += (1 + fitted.nuisance[1]) * max(1 - low, high - 1) / 1.645
     return float(error)
 
 
-def _noise_seen(estimator: Any) -> NoiseSeen:
+def _noise_seen(fitted: Fitted) -> NoiseSeen:
     # A ratio or an error that is unknown accuses nobody
-    ratio, error = _noise_ratio(estimator), _ratio_error(estimator)
-    if estimator.noise != "single":
+    ratio, error = _noise_ratio(fitted), _ratio_error(fitted)
+    if fitted.noise != "single":
         return NoiseSeen(ratio, 2 / error**2)
     if not ratio > 0:  # more excess risk was found than there is variance
         return NoiseSeen(np.nan, 0.0)
     return NoiseSeen(ratio, 2 * (ratio / error) ** 2)
 
 
-def _mismatch(estimator: Any) -> Failure | None:
-    seen, memory = _noise_seen(estimator), estimator._settled
+def _mismatch(fitted: Fitted) -> Failure | None:
+    seen, memory = _noise_seen(fitted), fitted.settled
     if not seen.mismatched:
         return None
-    ratio, total = seen.ratio, estimator.noise_scale * estimator.batch_size_
+    ratio, total = seen.ratio, fitted.noise_scale * fitted.batch_size
     ways = []
     if memory.n_given:
         end = NoiseSeen(memory.moments.covariance()[-1, -1] / memory.noise_scale, seen.degrees)
         ways.append(
             seen.explain(
-                estimator.batch_size_,
+                fitted.batch_size,
                 noise_scale=memory.noise_scale,
                 other_end=end if memory.noise == "antithetic" else None,
             )[1]
         )
-    if estimator.noise == "single" and ratio > 1:
+    if fitted.noise == "single" and ratio > 1:
         ways.append(
             f"Inherent target noise of about {(ratio - 1) * total:.3g} would explain it: set "
             "inherent_variance, use inherent_variance='estimate', a larger batch_size, or "
@@ -584,7 +599,7 @@ def _mismatch(estimator: Any) -> Failure | None:
         ways.append(
             "Was the noise drawn with variance noise_scale * batch_size, and do both gradients of "
             "a pair belong to the same batch and noise? If the scale was meant, "
-            f"set noise_scale={ratio * estimator.noise_scale:.3g}."
+            f"set noise_scale={ratio * fitted.noise_scale:.3g}."
         )
     return Failure(
         "scale mismatch",
@@ -595,12 +610,12 @@ def _mismatch(estimator: Any) -> Failure | None:
     )
 
 
-def _mismatch_of_curvature(estimator: Any) -> Failure | None:
-    memory, loss = estimator._settled, make_loss(estimator.loss)
-    if estimator.loss == "squared_error" or memory.noise != "antithetic" or not memory.n_given:
+def _mismatch_of_curvature(fitted: Fitted) -> Failure | None:
+    memory, loss = fitted.settled, make_loss(fitted.loss)
+    if fitted.loss == "squared_error" or memory.noise != "antithetic" or not memory.n_given:
         return None
     curvature = memory.noise_ratio(0.0)
-    if not NoiseSeen(curvature / loss.largest_curvature, estimator._n_effective).too_large:
+    if not NoiseSeen(curvature / loss.largest_curvature, fitted.n_effective).too_large:
         return None
     ratio = curvature / loss.largest_curvature
     return Failure(
@@ -614,8 +629,8 @@ def _mismatch_of_curvature(estimator: Any) -> Failure | None:
     )
 
 
-def _uncalibrated(estimator: Any) -> Failure | None:
-    if estimator.noise != "none" or estimator._settled.total_scale > 0:
+def _uncalibrated(fitted: Fitted) -> Failure | None:
+    if fitted.noise != "none" or fitted.settled.total_scale > 0:
         return None
     return Failure(
         "uncalibrated noise",

@@ -116,7 +116,7 @@ def spread(n_seeds=100, d=40, **cases):
             assume_centered=True, random_state=seed, correction="none", **parameters
         ).fit(rows, y, sample_weight=weights)
         seen.append(np.diag(hessian.covariance_))
-        told.append(2 / hessian._n_effective)
+        told.append(2 / hessian.fitted_.n_effective)
     return np.mean((np.array(seen) - 1) ** 2), np.mean(told)
 
 
@@ -149,7 +149,7 @@ def test_the_expected_error_is_that_of_the_effective_number():
     np.testing.assert_allclose(again.covariance_, once.covariance_)
     assert again.expected_error_ == pytest.approx(once.expected_error_)
     heavy = np.where(np.arange(80) < 40, 1.0, 1e-9)  # half of the rows hardly count
-    assert exact().fit(rows, sample_weight=heavy)._n_effective == pytest.approx(40)
+    assert exact().fit(rows, sample_weight=heavy).fitted_.n_effective == pytest.approx(40)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn_gradhess.CalibrationWarning")
@@ -190,6 +190,6 @@ def test_redraws_share_what_is_not_redrawn(noise, inherent, coef, share):
     # a^2 of the correlation of redraws is one, the rest 1/n
     n_redraws = 1 if noise == "none" else 4
     shared = share**2 + (1 - share**2) / 8
-    assert hessian._n_effective == pytest.approx(
+    assert hessian.fitted_.n_effective == pytest.approx(
         4000 * n_redraws / (1 + (n_redraws - 1) * shared), rel=0.02
     )

@@ -389,7 +389,7 @@ def _sweep(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # the picture is about bad calibration
         reference = clone(plain).set_params(random_state=seeds[0]).fit(**data)
-        n, k = reference.batch_size_, reference._n_effective
+        n, k = reference.batch_size_, reference.fitted_.n_effective
         hessian = _truth(plain, data, covariance, reference.n_features_in_)
         norm = np.linalg.norm(hessian, 2)
         variances = n * _MULTIPLES if variances is None else variances
