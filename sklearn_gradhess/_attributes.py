@@ -53,7 +53,6 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         estimator.n_features_in_ = factor.shape[1] - has_intercept
         estimator.batch_size_ = batch_size
         memory = estimator._start(estimator.n_features_in_, has_intercept=has_intercept)
-        estimator._calibrate(memory)
         estimator._conclude(memory.with_factor(factor, n_batches=n_batches, n_samples=n_samples))
         return estimator
 
@@ -110,6 +109,12 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         """Shrinkage that was applied."""
         check_is_fitted(self)
         return self.fitted_.shrinkage
+
+    @property
+    def noise_variance_(self) -> float:
+        """Injected noise variance, per unit of curvature, of a complete batch."""
+        check_is_fitted(self)
+        return self.fitted_.settled.injected_variance(self.fitted_.batch_size)
 
     @property
     def n_batches_(self) -> int:

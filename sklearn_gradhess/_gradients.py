@@ -9,6 +9,7 @@ It reads X once, in storage order, and neither copies nor centres it:
   a sparse S that has one column a row of X, whose entries say which sums the row enters.
 """
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
@@ -30,6 +31,8 @@ __all__ = [
     "batch_sums",
     "choose_batch_size",
     "derivatives",
+    "inherent_noise",
+    "round_key",
     "row_coefficients",
 ]
 
@@ -145,6 +148,39 @@ def derivatives(
     loss.check_y(y)
     curvature = None if squared else loss.curvature(y, raw_prediction)
     return loss.gradient(y, raw_prediction), curvature
+
+
+def inherent_noise(
+    inherent_variance: float | str,
+    gradient: Array | None,
+    curvature: Array | None,
+    sample_weight: Array | None,
+    *,
+    noise: str,
+) -> float:
+    """Noise in the targets, as a multiple of the curvature; antithetic noise ignores it.
+
+    "estimate" is Pearson's: the mean squared gradient over the mean curvature, for the squared
+    loss the mean squared residual.
+    """
+    if noise == "antithetic" or (isinstance(inherent_variance, str) and gradient is None):
+        return 0.0
+    if not isinstance(inherent_variance, str):
+        return float(inherent_variance)
+    assert gradient is not None
+    mean_square = np.average(gradient**2, weights=sample_weight)
+    mean_curvature = 1.0 if curvature is None else np.average(curvature, weights=sample_weight)
+    estimate = float(mean_square / mean_curvature)
+    # If this is not finite, neither are the sums, and those are checked.
+    return estimate if np.isfinite(estimate) else 0.0
+
+
+def round_key(coef: Array | None, intercept: float, y: Array | None, d: int) -> bytes:
+    """Name the law of clean gradients at these coefficients; empty where they are all zero."""
+    if y is None:
+        return b""
+    at = np.append(np.zeros(d) if coef is None else coef, intercept) + 0.0
+    return hashlib.blake2b(at.tobytes(), digest_size=16).digest()
 
 
 def row_coefficients(

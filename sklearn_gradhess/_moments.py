@@ -234,6 +234,13 @@ class GradientMoments:
         """Return the sums over all rounds."""
         return self.closed.add(list(self.rounds.values()))
 
+    @property
+    def n_independent(self) -> int:
+        """Gradients less those that the means of rounds beyond the first cost."""
+        if not self.centered or not self.n_gradients:
+            return self.n_gradients
+        return self.round_means().degrees + 1
+
     def mapped(self, matrix: Array) -> "GradientMoments":
         """Return the moments of the gradients times a matrix of shape (d, e)."""
         return GradientMoments(

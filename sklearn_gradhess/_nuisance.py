@@ -63,7 +63,8 @@ class Nuisance(NamedTuple):
 class _Shown(NamedTuple):
     """Gradients of the centred features: covariance root, rounds' means, and the intercept's part.
 
-    residual2 is a^2, inverse_v is 1/V, noise the variance of a mean in units of the covariance.
+    residual2 is a^2, inverse_v is 1/V; rounds and noise are the variance of the intercept's mean
+    and of the others', in units of their covariances.
     """
 
     root: Array
@@ -72,14 +73,21 @@ class _Shown(NamedTuple):
     residuals: Array
     residual2: float
     inverse_v: float
+    rounds: float
     noise: float
+
+    def deviation(self, degrees: int, rows: float) -> tuple[float, float]:
+        """Return the standard errors of a^2/V and of T/V, T = V + a^2."""
+        share = self.residual2 * self.inverse_v
+        mean = 2 * np.sqrt(share * self.rounds / rows)
+        return float(share * np.sqrt(2 / degrees) + mean), float(np.sqrt(2 / degrees) + mean)
 
 
 def _eliminate(root: Array, means: RoundMeans, rows: float, *, has_intercept: bool) -> _Shown:
     each, noise = means.rows / np.sqrt(means.spread), means.noise / means.spread
     if not has_intercept:
         d = root.shape[1]
-        return _Shown(root, np.zeros(d), each, np.zeros(len(each)), 0.0, 0.0, noise)
+        return _Shown(root, np.zeros(d), each, np.zeros(len(each)), 0.0, 0.0, noise, noise)
     a, variance = each[:, 0], root[0, 0] ** 2
     slope = root[0, 1:] / root[0, 0]
     squares = float(a @ a)
@@ -90,6 +98,7 @@ def _eliminate(root: Array, means: RoundMeans, rows: float, *, has_intercept: bo
         a,
         max(squares - noise * variance, 0.0),
         1 / (rows * variance),
+        noise,
         noise + squares / (means.degrees * variance),
     )
 
@@ -145,8 +154,8 @@ def find_nuisance(
     # ||rho s||^2/n in these coordinates, less what the noise of the means adds to it
     net = max(debias * square - rank * shown.noise / rows, 0.0)
     rho = 1 - shown.residual2 * shown.inverse_v
-    if abs(rho) < _LOST * _deviation_of_rho(shown, means.degrees, rows):
-        return _hidden(shown, preconditioner, total_scale, rows, includes_excess)
+    if abs(rho) < _LOST * shown.deviation(means.degrees, rows)[0]:
+        return _hidden(shown, preconditioner, means.degrees, total_scale, rows, includes_excess)
     cross = shown.residuals @ white / rho
     axes, r = np.linalg.qr(np.vstack([white, cross]).T)
     r *= np.sqrt(net / (debias * square)) if net else 0.0
@@ -210,23 +219,21 @@ class _Law(NamedTuple):
     def limits(self, error: float) -> tuple[float, float]:
         """Limits of T over what was found, for a nuisance that is known up to a relative error.
 
-        A sample that is far from saturation by luck states too small an error. So where the bound
-        may lie within twice the limit there is none.
+        A sample that is far from saturation by luck states too small an error. So the upper limit
+        is wider than the quantile, and there is none where twice as far may be past saturation.
         """
         low, high, beyond = (
-            self.total(max(1 + z * _QUANTILE * error, 0.0)) / self.total(1.0) for z in (-1, 1, 2)
+            self.total(max(1 + z * _QUANTILE * error, 0.0)) / self.total(1.0)
+            for z in (-1, 1.3, 1.6)
         )
-        return low, high if beyond < np.inf else np.inf
-
-
-def _deviation_of_rho(shown: _Shown, degrees: int, rows: float) -> float:
-    share = shown.residual2 * shown.inverse_v
-    return float(share * np.sqrt(2 / degrees) + 2 * np.sqrt(share * shown.noise / rows))
+        low, high = min(low, high), max(low, high)  # a large offset turns the sign
+        return float(low), float(high) if beyond < np.inf else np.inf
 
 
 def _hidden(
     shown: _Shown,
     preconditioner: Preconditioner,
+    degrees: int,
     total_scale: float,
     rows: float,
     includes_excess: bool,
@@ -238,7 +245,9 @@ def _hidden(
     factor = triangular_factor(preconditioner.root) / np.sqrt(total)
     excess_risk = np.nan if includes_excess else max(rows * (total - total_scale), 0.0)
     size = total / total_scale - 1
-    error = _QUANTILE * np.sqrt(2 * shown.noise)
+    error = 0.0
+    if not includes_excess:
+        error = _QUANTILE * shown.deviation(degrees, rows)[1] / (shown.inverse_v * rows * total)
     return Nuisance(
         _with_intercept(factor, shown.slope, shown, rows * total),
         float(excess_risk),

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from sklearn_gradhess._moments import GradientMoments
 from sklearn_gradhess._nuisance import find_nuisance
 from sklearn_gradhess._preconditioner import factorize
+from sklearn_gradhess.noise import calibrated_variance
 
 __all__ = ["N_GROUPS", "Estimate", "GradientMemory", "law_in_words"]
 
@@ -229,7 +230,8 @@ class GradientMemory:
         squares = self.squares @ [1 - clean_share**2, clean_share**2]
         if not 0 < squares < np.inf:  # nothing seen, or weights that have no square
             return float(self.moments.n_gradients)
-        return float(self.moments.weight * self.moments.weight / squares)
+        kish = self.moments.weight * self.moments.weight / squares
+        return float(kish * self.moments.n_independent / self.moments.n_gradients)
 
     @property
     def estimates_inherent(self) -> bool:
@@ -262,6 +264,33 @@ class GradientMemory:
             return max(injected, self.inherent_share)
         return float(self.noise_sums[1] / self.moments.weight) if self.moments.weight else 0.0
 
+    def _inherent_of(self, batch_size: int) -> float:
+        if self.estimates_inherent:
+            return self.inherent_share * batch_size
+        return 0.0 if self.noise == "antithetic" else float(self.inherent_variance)
+
+    def injected_variance(self, batch_size: int) -> float:
+        """Noise that a complete batch of rows of equal weight is given, per unit of curvature."""
+        if self.noise == "none":
+            return 0.0
+        return max(self.noise_scale * batch_size - self._inherent_of(batch_size), 0.0)
+
+    def refuse_inherent(self, batch_size: int, seen: float = 0.0) -> None:
+        """Raise ValueError if the targets have more noise than the total; `seen` in the last chunk.
+
+        A mean of N squares has the relative error sqrt(2/N): few rows have too much by chance, and
+        in the end what they have is divided out.
+        """
+        if self.noise != "single":
+            return
+        memory = self.settled()
+        inherent, total = memory._inherent_of(batch_size), self.noise_scale * batch_size
+        chance = 5 * np.sqrt(2 / memory.n_samples) if self.estimates_inherent else 0.0
+        if inherent * (1 - chance) > total:
+            calibrated_variance(
+                batch_size, inherent_variance=max(inherent, seen), noise_scale=self.noise_scale
+            )
+
     def clean_share(self, excess_risk: float) -> float:
         """Share of the clean gradient in the variance of a noisy one, as far as is known."""
         if self.noise != "single":
@@ -270,16 +299,13 @@ class GradientMemory:
         total = self.total_scale + excess
         return 1.0 if np.isnan(total) else min((self.inherent_share + excess) / total, 1.0)
 
-    def check_law(self, law: tuple[str, ...]) -> None:
+    def check_law(self, law: tuple[str, ...], inherent_variance: float | str) -> None:
         """Raise ValueError if the gradients to come have another law than those seen."""
         for new, before in zip(law, self.law, strict=True):
             if new != before:
                 raise ValueError(
                     f"{new}, but the gradients seen before had {before}. Use fit to start afresh."
                 )
-
-    def check_inherent(self, inherent_variance: float | str) -> None:
-        """Raise ValueError if another inherent noise was taken off the noise so far."""
         if self.noise != "antithetic" and inherent_variance != self.inherent_variance:
             raise ValueError(
                 f"inherent_variance={inherent_variance!r}, but {self.inherent_variance!r} was "

@@ -1,7 +1,6 @@
 """The Hessian, estimated from the covariance of batch gradients."""
 
 import copy
-import hashlib
 import warnings
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -19,6 +18,8 @@ from sklearn_gradhess._gradients import (
     batch_sums,
     choose_batch_size,
     derivatives,
+    inherent_noise,
+    round_key,
     row_coefficients,
 )
 from sklearn_gradhess._losses import make_loss
@@ -39,7 +40,7 @@ from sklearn_gradhess._validation import (
 )
 from sklearn_gradhess.diagnostics import failures
 from sklearn_gradhess.exceptions import CalibrationWarning
-from sklearn_gradhess.noise import as_generator, calibrated_variance
+from sklearn_gradhess.noise import as_generator
 
 __all__ = ["GradientCovarianceEstimator", "gradient_covariance"]
 
@@ -116,14 +117,6 @@ def gradient_covariance(
         random_state=random_state,
     ).fit(X, y, coef=coef, intercept=intercept)
     return estimator.covariance_, estimator.mean_gradient_
-
-
-def _name_of(coef: Any, intercept: float, y: Any, d: int) -> bytes:
-    """Name the law of the clean gradients of a chunk; empty where they are zero."""
-    if y is None:
-        return b""
-    at = np.append(np.zeros(d) if coef is None else coef, intercept) + 0.0
-    return hashlib.blake2b(at.tobytes(), digest_size=16).digest()
 
 
 class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
@@ -540,7 +533,6 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
             raise ValueError("Cannot merge estimators of different feature_names_in_.")
         with unchanged_on_error(self):
             memory = mine.settled().merge(theirs.settled())
-            self._calibrate(memory)
             self._conclude(memory)
         return self
 
@@ -562,15 +554,17 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
             )
         if memory is None:
             memory = self._start(d, has_intercept=not self.assume_centered)
-        memory.check_law(self._law())
-        memory.check_inherent(self.inherent_variance)
-        memory = memory.at(_name_of(coef, intercept, y, d))
+        memory.check_law(self._law(), self.inherent_variance)
+        memory = memory.at(round_key(coef, intercept, y, d))
         memory.check_draws(self.n_redraws)
         rng = copy.deepcopy(self._rng)
         # What is not finite shows in the sums
         with np.errstate(all="ignore"), blas_threads(d):
             loss = make_loss(self.loss, epsilon=self.epsilon)
             gradient, curvature = derivatives(X, y, loss, coef, intercept)
+            seen = inherent_noise(
+                self.inherent_variance, gradient, curvature, sample_weight, noise=self.noise
+            )
             coefficients = row_coefficients(
                 gradient,
                 curvature,
@@ -602,7 +596,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
             )
         for sums in memory.sums():
             refuse_overflow(sums, X, estimator_name=type(self).__name__)
-        self._calibrate(memory)
+        memory.refuse_inherent(self.batch_size_, seen)
         self._rng = rng
         self._conclude(memory.of_dtype(X.dtype))
 
@@ -632,9 +626,8 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
             self.n_features_in_ = d
             self.batch_size_ = batch_size
             memory = self._start(d, has_intercept=has_intercept and not self.assume_centered)
-            self._calibrate(memory)
-        memory.check_law(self._law())
-        memory.check_inherent(self.inherent_variance)
+            memory.refuse_inherent(self.batch_size_)
+        memory.check_law(self._law(), self.inherent_variance)
         memory.check_layout(d, self.n_features_in_, has_intercept=has_intercept)
         if batch_size != self.batch_size_:
             raise ValueError(
@@ -678,19 +671,4 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
     def _law(self) -> tuple[str, ...]:
         return law_in_words(
             self.noise, self.noise_scale, self.loss, self.epsilon, self.assume_centered
-        )
-
-    def _calibrate(self, memory: GradientMemory) -> None:
-        self.noise_variance_ = 0.0
-        if self.noise == "none":
-            return
-        inherent: Any = self.inherent_variance if self.noise == "single" else 0.0
-        if memory.estimates_inherent:
-            n = memory.n_samples
-            inherent = memory.settled().inherent_share * self.batch_size_
-            # A mean of n squares has the relative error sqrt(2/n): few rows may have large ones
-            if inherent * (1 - 5 * np.sqrt(2 / n)) <= self.noise_scale * self.batch_size_:
-                inherent = min(inherent, self.noise_scale * self.batch_size_)
-        self.noise_variance_ = calibrated_variance(
-            self.batch_size_, inherent_variance=inherent, noise_scale=float(self.noise_scale)
         )

@@ -269,7 +269,8 @@ class CalibrationReport:
     expected_error : float
         Expected relative error in operator norm; NaN if uncalibrated.
     excess_risk : float
-        m^2 at the coefficients where the gradients were taken; NaN if unknown.
+        m^2 at the coefficients where the gradients were taken; NaN if unknown, which the text
+        explains.
     nuisance_share : float
         m^2/n, which biases single-noise gradients and leaves antithetic ones alone.
     noise_ratio : float
@@ -308,7 +309,7 @@ class CalibrationReport:
             f"  batches per feature    {self.batches_per_feature:.3g}",
             f"  effective rank         {self.effective_rank:.3g}",
             f"  expected error         {self.expected_error:.2%}",
-            f"  excess risk m^2        {self.excess_risk:.3g}",
+            f"  excess risk m^2        {self._excess_risk()}",
             f"  nuisance m^2/n         {self.nuisance_share:.3g}",
             f"  noise seen/calibrated  {self.noise_ratio:.3g}",
             f"  rank                   {self.rank} of {self.n_features} ({self.n_clipped} clipped)",
@@ -318,6 +319,16 @@ class CalibrationReport:
         sound = "  no known failure found" + " in what can be checked" * bool(self.unchecked)
         lines += [f"  ! {f.name}: {f}" for f in self.failures] or [sound]
         return "\n".join(lines)
+
+    def _excess_risk(self) -> str:
+        if not np.isnan(self.excess_risk):
+            return f"{self.excess_risk:.3g}"
+        scheme = self.noise.partition(" ")[0]
+        return {
+            "antithetic": "unknown: too few rows or batches for so many features",
+            "single": "unknown: too few batches for so many features, or past saturation",
+            "none": "unknown: too few batches, past saturation, or not calibrated",
+        }[scheme]
 
 
 def calibration_report(estimator: Any) -> CalibrationReport:
@@ -448,7 +459,7 @@ def expected_error(fitted: Fitted) -> float:
 
 def _rank_bound(fitted: Fitted) -> int:
     # Redraws and pairs of the same rows lie in the span of these rows
-    return min(fitted.settled.moments.n_gradients, fitted.n_samples)
+    return min(fitted.settled.moments.n_independent, fitted.n_samples)
 
 
 def _too_few(fitted: Fitted) -> Failure | None:
@@ -501,14 +512,24 @@ def _singular(fitted: Fitted) -> Failure | None:
 
 
 def _far_from_optimum(fitted: Fitted) -> Failure | None:
-    if fitted.noise != "single" or fitted.correction != "none":
+    if fitted.noise != "single":
         return None
     n, moments = fitted.batch_size, fitted.settled.moments
-    bias = fitted.nuisance[1]
+    least, greatest = fitted.nuisance
+    bias = max(greatest, -least)
     ways = (
         "Use noise='antithetic', which has no such bias, a larger batch_size, or coef and "
         "intercept closer to the optimum"
     )
+    if fitted.correction != "none":
+        if fitted.scale_limits[1] < np.inf:
+            return None
+        return Failure(
+            "far from the optimum",
+            f"The excess risk, about {fitted.excess_risk:.3g}, is so far above the batch size "
+            f"{n} that single-noise gradients hardly show it, and covariance_ may be of any scale.",
+            f"{ways}.",
+        )
     if np.isnan(bias):
         if moments.round_means().degrees <= len(moments.mean) + 1 or not moments.mean.any():
             return None  # too few batches to tell
@@ -524,7 +545,7 @@ def _far_from_optimum(fitted: Fitted) -> Failure | None:
     return Failure(
         "far from the optimum",
         f"The excess risk {fitted.excess_risk:.3g} is not small against the batch size {n}: "
-        f"covariance_ is up to {bias:.0%} too large.",
+        f"covariance_ is up to {bias:.0%} too {'large' if bias == greatest else 'small'}.",
         f"{ways}, or, for Gaussian features, correction='gaussian'.",
         visible_in_fit=bool(bias > 0.5),
     )
@@ -552,12 +573,12 @@ def _ratio_error(fitted: Fitted) -> float:
     # The mean of k squares of a variable no wilder than a Gaussian has this standard error
     if fitted.noise != "single" or not memory.has_intercept:
         return float(np.sqrt(2 / k))
-    # Of T = n Var(g_0) + a^2, and of the m^2 that is taken off it; gradients are means of products
-    n, total = memory.rows, memory.total_scale
-    variance = memory.moments.covariance_factor()[0, 0] ** 2
-    residual = abs(memory.moments.mean[0])
-    error = np.sqrt((2 + 12 / n) / k) * variance / total
-    error += 2 * residual * np.sqrt(variance / k) / (n * total)
+    # Of T = n Var(g_0) + a^2, as large as it should be, and of the m^2 that is taken off it
+    expected = memory.total_scale * (1 + max(fitted.nuisance[0], 0.0))
+    variance = min(memory.moments.covariance_factor()[0, 0] ** 2, expected)
+    error = np.sqrt(2 / k) * variance
+    error += 2 * abs(memory.moments.mean[0]) * np.sqrt(variance / k) / memory.rows
+    error /= memory.total_scale
     if not memory.estimates_inherent:
         low, high = fitted.scale_limits
         error += (1 + fitted.nuisance[1]) * max(1 - low, high - 1) / 1.645
@@ -567,11 +588,9 @@ def _ratio_error(fitted: Fitted) -> float:
 def _noise_seen(fitted: Fitted) -> NoiseSeen:
     # A ratio or an error that is unknown accuses nobody
     ratio, error = _noise_ratio(fitted), _ratio_error(fitted)
-    if fitted.noise != "single":
-        return NoiseSeen(ratio, 2 / error**2)
-    if not ratio > 0:  # more excess risk was found than there is variance
+    if ratio < 0:  # more excess risk was found than there is variance
         return NoiseSeen(np.nan, 0.0)
-    return NoiseSeen(ratio, 2 * (ratio / error) ** 2)
+    return NoiseSeen(ratio, 2 / error**2 if error else 0.0)
 
 
 def _mismatch(fitted: Fitted) -> Failure | None:

@@ -383,7 +383,7 @@ def _spread(estimator: Any) -> _Spread | None:
     if fitted.noise == "single":
         least, greatest = fitted.nuisance
         lightest, heaviest = fitted.scale_limits
-        if np.isnan(greatest) or (fitted.correction != "none" and not heaviest < np.inf):
+        if not (greatest < np.inf and heaviest < np.inf):
             return None
         if fitted.correction == "none":
             low, high = low * (1 + least), high * (1 + greatest)
