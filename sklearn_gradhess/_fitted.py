@@ -183,9 +183,14 @@ class Fitted:
         return self._estimate.scale
 
     @property
-    def far(self) -> bool:
-        """Whether the mean of single-noise gradients is more than its own noise."""
-        return self._estimate.far
+    def assumed(self) -> float:
+        """Share of the nuisance that rests on Gaussian features."""
+        return self._estimate.assumed
+
+    @property
+    def nuisance_error(self) -> float:
+        """Relative standard error of the nuisance."""
+        return self._estimate.error
 
     @_derived
     def preconditioner(self) -> Preconditioner:

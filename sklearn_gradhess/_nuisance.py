@@ -45,19 +45,23 @@ class Nuisance(NamedTuple):
         m^2, small-sample bias removed; over rounds the mean of theirs.
     least, greatest : float
         Relative sizes, over all directions, of what is removed.
+    assumed : float
+        Size of that part of it which takes the features for Gaussian; the mean residual's own does
+        not.
     scale : tuple of (float, float)
         Limits of the true scale over the one that was found, which nine samples in ten keep to;
         the upper one is infinite near saturation.
-    seen : bool
-        Whether the nuisance is more than the noise of the mean gradient.
+    error : float
+        Relative standard error of what was found.
     """
 
     factor: Array
     excess_risk: float
     least: float
     greatest: float
+    assumed: float
     scale: tuple[float, float]
-    seen: bool
+    error: float
 
 
 class _Shown(NamedTuple):
@@ -179,14 +183,15 @@ def find_nuisance(
         + 4 * net * shown.noise / rows
         + 2 * rank * (shown.noise / rows) ** 2
     )
-    error = float(deviation / net) if net else 0.0
+    error = float(deviation / net) if net else np.inf
     return Nuisance(
         _with_intercept(factor, location, shown, rows * total) if has_intercept else factor,
         float(rows * total * law.distance(1.0) + shown.residual2),
         float(total / total_scale / (1 - smallest) - 1),
         float(total / total_scale / (1 - largest) - 1),
-        law.limits(error),
-        bool(net > _LOST * np.sqrt(2 * rank) * shown.noise / rows),
+        float(max(total / law.total(0.0) / (1 - largest) - 1, 1 - 1 / (1 - smallest))),
+        law.limits(error) if net else (1.0, 1.0),
+        error,
     )
 
 
@@ -253,8 +258,9 @@ def _hidden(
         float(excess_risk),
         size,
         size,
+        0.0,
         (float(1 - error), float(1 + error)),
-        True,
+        float(error),
     )
 
 

@@ -70,11 +70,13 @@ class Estimate(NamedTuple):
         What was done about the nuisance of single-noise gradients.
     nuisance : tuple of (float, float)
         Least and greatest relative size of the nuisance, removed or not; NaN where unknown.
+    assumed : float
+        Size of that part of it which takes the features for Gaussian.
     scale : tuple of (float, float)
         Limits of the true scale of the Hessian over that of `factor`, as far as the correction
         decides them.
-    far : bool
-        Whether the mean gradient is more than its own noise.
+    error : float
+        Relative standard error of the nuisance.
     """
 
     factor: Array
@@ -83,8 +85,9 @@ class Estimate(NamedTuple):
     excess_risk: float
     correction: str
     nuisance: tuple[float, float] = (0.0, 0.0)
+    assumed: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
-    far: bool = False
+    error: float = 0.0
 
 
 class _Pending(NamedTuple):
@@ -610,12 +613,18 @@ class GradientMemory:
         )
         as_seen = root / np.sqrt(total_scale)
         if nuisance is None:
-            return Estimate(as_seen, root, mean, np.nan, "none", unknown, far=True)
-        found = nuisance.excess_risk, "gaussian" if correct else "none"
-        size = nuisance.least, nuisance.greatest
-        if not correct:
-            return Estimate(as_seen, root, mean, *found, size, nuisance.scale, nuisance.seen)
-        return Estimate(nuisance.factor, root, mean, *found, size, nuisance.scale, nuisance.seen)
+            return Estimate(as_seen, root, mean, np.nan, "none", unknown)
+        return Estimate(
+            nuisance.factor if correct else as_seen,
+            root,
+            mean,
+            nuisance.excess_risk,
+            "gaussian" if correct else "none",
+            (nuisance.least, nuisance.greatest),
+            nuisance.assumed,
+            nuisance.scale,
+            nuisance.error,
+        )
 
     def _clean_excess_risk(self, factor: Array, rounding: float | None) -> float:
         """m^2 from the mean of the clean gradients in the inverse Hessian (MATH section 5.1)."""

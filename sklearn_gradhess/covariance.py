@@ -154,7 +154,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
     inherent_variance : float or "estimate", default=0.0
         Variance of the noise that is in the targets already, in squared units of y; for losses
         other than the squared one in units of the curvature (a dispersion). "single" injects that
-        much less. "estimate" takes the mean squared residual at `coef`, chunk by chunk: it
+        much less. "estimate" takes the mean squared residual at `coef`, of all chunks so far: it
         contains the excess risk, which the nuisance also contains, so the total stays calibrated.
         Needs data. Antithetic noise needs none of this: inherent noise cancels.
     noise_distribution : {"rademacher", "normal"}, default="rademacher"
@@ -210,7 +210,8 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         Mean gradient of the intercept; NaN without one.
     excess_risk_ : float
         m^2 = u' Hessian u, u the error of `coef` and `intercept`: twice the loss to be gained.
-        NaN where the gradients are too few, or uncalibrated.
+        From pairs unbiased, so near the optimum it may be negative. NaN where the gradients are too
+        few, saturated or uncalibrated; `calibration_report` says which.
     correction_ : {"gaussian", "none"}
         Correction that was applied.
     batch_size_ : int
@@ -220,7 +221,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
     n_samples_seen_ : int
         Rows seen.
     noise_variance_ : float
-        Injected noise variance, per unit of curvature, of a complete batch.
+        Injected noise variance, per unit of curvature, of a complete batch of equal weights.
     shrinkage_ : float
         Shrinkage that was applied.
     effective_rank_ : float
@@ -242,8 +243,10 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
     Notes
     -----
     An incomplete last batch gets noise calibrated to its own size and enters with the weight of
-    its rows; in `partial_fit` it goes on waiting for the rows to come. A sample weight counts as
-    repetition: noise variance is divided by it, gradients are weighted means.
+    its rows; in `partial_fit` it goes on waiting for the rows to come. A row of weight w counts as
+    w rows, of independent target noise but of one residual: noise variance is divided by w,
+    gradients are weighted means, and inherent noise goes with w^2. The unit of the weights does not
+    matter.
 
     Everything is estimated from gradients, location included, so `fit` and `partial_fit_gradients`
     agree when they see the same gradients. Directions that are singular are projected out of
@@ -344,7 +347,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
             antithetic scheme with the squared loss needs them for `mean_gradient_` and
             `excess_risk_` only; labels that are not numbers, and several targets, count as None.
         sample_weight : array-like of shape (n_samples,), default=None
-            Nonnegative weights; two is as good as a repetition.
+            Nonnegative weights, of any unit: how often a row counts. Its residual is one draw.
         coef : array-like of shape (n_features,), default=None
             Coefficients at which gradients are taken; None is zero.
         intercept : float, default=0.0
@@ -359,7 +362,8 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         ------
         ValueError
             If the data are not finite or not consistent, a target lies outside the loss's range,
-            the batch size exceeds the number of rows, or the inherent noise exceeds the total.
+            the batch size exceeds the number of rows, or the inherent noise exceeds the total, by
+            more than chance where it is estimated.
         TypeError
             If X or y is a dask collection or a tensor.
         """
@@ -393,7 +397,8 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         sample_weight : array-like of shape (n_samples,), default=None
             Weights.
         coef : array-like of shape (n_features,), default=None
-            Coefficients at which gradients are taken, which may move from chunk to chunk.
+            Coefficients at which gradients are taken, which may move from chunk to chunk. Those of
+            single noise, or none, are then centred apart for each, and a waiting batch is closed.
         intercept : float, default=0.0
             Intercept at which gradients are taken.
 
@@ -422,7 +427,9 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
 
         Rounds of gradients at different coefficients may go into one estimator: with antithetic
         noise and the squared loss all tell the same Hessian. `mean_gradient_` and `excess_risk_`
-        then mix the rounds; take the mean of a round's own gradients for `newton_step`.
+        then mix the rounds; take the mean of a round's own gradients for `newton_step`. Gradients
+        of single noise have to be of one round: what lies between the means of rounds would be
+        taken for covariance.
 
         Parameters
         ----------

@@ -457,6 +457,11 @@ def expected_error(fitted: Fitted) -> float:
     return float(error)
 
 
+def _at_least_a_tenth(size: float, fitted: Fitted) -> bool:
+    # Two standard errors below: what is small enough is seldom found to be more
+    return bool(size * (1 - 2 * min(fitted.nuisance_error, 1.0)) >= 0.1)
+
+
 def _rank_bound(fitted: Fitted) -> int:
     # Redraws and pairs of the same rows lie in the span of these rows
     return min(fitted.settled.moments.n_independent, fitted.n_samples)
@@ -540,7 +545,7 @@ def _far_from_optimum(fitted: Fitted) -> Failure | None:
             "dominated by it.",
             f"{ways}.",
         )
-    if bias < 0.1 or not fitted.far:
+    if not _at_least_a_tenth(bias, fitted):
         return None
     return Failure(
         "far from the optimum",
@@ -554,8 +559,8 @@ def _far_from_optimum(fitted: Fitted) -> Failure | None:
 def _unchecked_correction(fitted: Fitted) -> Failure | None:
     if fitted.correction != "gaussian":
         return None
-    removed = fitted.nuisance[1]
-    if not removed >= 0.1 or not fitted.far:
+    removed, known = fitted.assumed, fitted.scale_limits[1] < np.inf
+    if not (known and _at_least_a_tenth(removed, fitted)):
         return None
     return Failure(
         "correction unchecked",

@@ -17,6 +17,7 @@ from sklearn.linear_model import LinearRegression, SGDRegressor
 import benchmarks
 from benchmarks import (
     data,
+    diagnosis,
     estimator,
     measure,
     peers,
@@ -296,6 +297,12 @@ def check(rows, *columns):
 def test_estimator_theme_finds_the_correction_worth_it():
     none, gaussian = check(estimator.single_noise.run(n_seeds=1), "error / floor")
     assert gaussian["error / floor"] < 2 < none["error / floor"]
+
+
+def test_a_healthy_estimate_raises_no_word_and_each_failure_is_named():
+    for row in diagnosis.words.run(n_seeds=4):
+        assert row["named"] in (None, 1.0), row
+        assert row["other words"] == 0.0, row
 
 
 def test_estimator_peers_theme():
