@@ -4,8 +4,8 @@ A memory of gradients is one triangular factor and a few vectors. Covariance, pr
 are functions of it; they are computed once, and not pickled.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from sklearn_gradhess._preconditioner import Preconditioner, factorize
 from sklearn_gradhess._schemes import Estimate, GradientMemory
 from sklearn_gradhess._validation import blas_threads
 
-__all__ = ["Fitted"]
+__all__ = ["Fitted", "OneFactor"]
 
 Array = npt.NDArray[np.float64]
 T = TypeVar("T")
@@ -270,6 +270,32 @@ class Fitted:
         sizes = np.abs(np.diag(values) if values.ndim == 2 else values)
         held = (sizes <= limits.max) & ((sizes >= limits.tiny) | (values.ndim == 1))
         return values.astype(self.memory.dtype) if np.all(held | (sizes == 0)) else values
+
+
+@dataclass(frozen=True, eq=False)
+class OneFactor(Sequence[Array]):
+    """List of one triangular root of a Hessian, which `fitted` keeps already.
+
+    Parameters
+    ----------
+    fitted : Fitted
+        What the Hessian is kept in.
+    intercept : bool
+        Whether the intercept's coordinate is in front.
+    unit_first : bool, default=False
+        Scale to a curvature of one in the first coordinate.
+    """
+
+    fitted: Fitted
+    intercept: bool
+    unit_first: bool = False
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: Any) -> Any:
+        factor = replace(self.fitted).hessian_factor(intercept=self.intercept)
+        return [factor / factor[0, 0] if self.unit_first else factor][index]
 
 
 def _square(root: Array) -> Array:

@@ -2,6 +2,8 @@
 
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -14,6 +16,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklearn_gradhess._fitted import OneFactor
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._objective import Problem
 from sklearn_gradhess._online import OnlineModel
@@ -73,6 +76,8 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         "random_state": ["random_state", np.random.Generator],
         "verbose": ["verbose"],
     }
+
+    _factors: Sequence[Array]
 
     def _minimise(
         self,
@@ -171,6 +176,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         if not hasattr(estimator, "covariance_"):
             y = problem.Y[:, 0] if problem.Y.shape[1] == 1 else None
             estimator = clone(given).fit(problem.X, y, sample_weight)
+            estimator.fitted_ = replace(estimator.fitted_)  # nothing derived has to stay in memory
         if estimator.n_features_in_ != problem.X.shape[1]:
             raise ValueError(
                 f"The preconditioner was fitted on {estimator.n_features_in_} features, X has "
@@ -178,7 +184,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             )
         self.covariance_estimator_ = estimator
         return fixed_sketch(
-            estimator.fitted_.hessian_factor(intercept=problem.has_intercept),
+            OneFactor(estimator.fitted_, problem.has_intercept)[0],
             problem,
             ratio=min(problem.p / max(estimator.fitted_.memory.moments.n_gradients, 1), 0.5),
         )
@@ -194,11 +200,10 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         self.t_ = round(solution.n_passes * problem.n)
         self.learning_rate_ = solution.learning_rate
         self.converged_ = solution.converged
-        self._factors = solution.sketch.factors
         self._n_seen = float(problem.count or problem.n)
         self.__dict__.pop("_online", None)
+        factors = solution.sketch.factors  # one a class: the mean of their Hessians
         if isinstance(self.preconditioner, str) and self.noise != "single":
-            factors = solution.sketch.factors  # one a class: the mean of their Hessians
             self.covariance_estimator_ = GradientCovarianceEstimator._from_factor(
                 triangular_factor(np.vstack(factors)) / np.sqrt(len(factors)),
                 n_batches=solution.sketch.n_batches,
@@ -207,6 +212,13 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                 has_intercept=problem.has_intercept,
                 loss=self.loss,
                 epsilon=getattr(self, "epsilon", 1.35),
+            )
+        self._factors = factors
+        if len(factors) == 1:  # kept in the estimator, and nowhere else
+            self._factors = OneFactor(
+                self.covariance_estimator_.fitted_,
+                problem.has_intercept,
+                unit_first=self.noise == "single" and problem.has_intercept and problem.quadratic,
             )
 
     def _warn(self, solution: Solution, problem: Problem, *, stopped: bool) -> None:
@@ -260,7 +272,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                 W = self._coefficients()
             model = OnlineModel(W)
             if hasattr(self, "_factors"):
-                model = model.starting_from(self._factors, self._n_seen, problem)
+                model = model.starting_from(list(self._factors), self._n_seen, problem)
         with blas_threads(X.shape[1]):
             model = model.update(problem)
         if not np.isfinite(model.W).all():
@@ -533,6 +545,7 @@ def _solve_single(
             converged = n_averaged >= _AVERAGED
         if converged or stop:
             break
+    seen.fitted_ = replace(seen.fitted_)  # nothing derived has to stay in memory
     estimator.covariance_estimator_ = seen
     W = total / n_averaged if n_averaged else W
     return Solution(W, sketched, converged, 1.0, float(len(history)), history=history)
