@@ -38,6 +38,8 @@ Array = npt.NDArray[np.float64]
 # groups estimates m^2 without the bias that the noise of one mean adds to its own square; more
 # groups than this would lower the variance of its noise part by less than 1/N_GROUPS.
 N_GROUPS = 8
+# Powers of two: units of weights are so far apart, and chunks may be; rows below count for nothing
+_UNIT, _APART, _NOTHING = 64, 128, 2.0**-256
 # Share of the inverse that squares of Gaussian noise may add before its first order is too little
 _FIRST_ORDER = 0.2
 
@@ -160,6 +162,8 @@ class GradientMemory:
         Of the coarsest rows: what they tell has no more digits.
     pending : _Pending or None
         A batch that waits for more rows.
+    unit : float
+        Sample weights are counted in multiples of it; zero before the first.
     kept : tuple of (gradients, weights, key), or None
         The gradients themselves, for shrinkage rules that need them.
     """
@@ -182,6 +186,7 @@ class GradientMemory:
     law: tuple[str, ...] = ()
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float64))
     pending: _Pending | None = None
+    unit: float = 0.0
     kept: tuple[tuple[Array, Array, bytes], ...] | None = None
 
     @classmethod
@@ -314,6 +319,26 @@ class GradientMemory:
                 f"inherent_variance={inherent_variance!r}, but {self.inherent_variance!r} was "
                 "taken off the noise of the gradients seen before. Use fit to start afresh."
             )
+
+    def in_unit(self, weights: Array | None, n: int = 1) -> tuple["GradientMemory", Array | None]:
+        """Return the memory with a unit of weights, and these `n` weights in it.
+
+        No result depends on the unit, but the squares of extreme weights are no numbers. So the
+        first chunk sets it: one, or a power of two near its largest weight, which rounds nothing.
+        """
+        w = np.ones(n) if weights is None else weights
+        exponent = int(np.frexp(w.max())[1])
+        unit = self.unit or 2.0 ** (_UNIT * int(exponent / _UNIT))
+        if abs(exponent - int(np.frexp(unit)[1])) > _APART:
+            raise ValueError(
+                f"Weights of up to {w.max():.3g} come after weights of about {unit:.3g}: beside "
+                "each other, one of the two would count for nothing. Rescale all sample_weight "
+                "alike; gradients that are passed in weigh one a row."
+            )
+        memory = replace(self, unit=unit)
+        if unit == 1.0 and (weights is None or w.min() > _NOTHING or not w.min()):
+            return memory, weights
+        return memory, np.where(w / unit > _NOTHING, w / unit, 0.0)
 
     def check_draws(self, n_redraws: int) -> None:
         """Raise ValueError if a batch waits for more rows with another number of draws."""
@@ -501,7 +526,12 @@ class GradientMemory:
         )
         squares = np.full(2, n_samples**2 / n_batches)
         return replace(
-            self, moments=moments, squares=squares, n_batches=n_batches, n_samples=n_samples
+            self,
+            moments=moments,
+            squares=squares,
+            n_batches=n_batches,
+            n_samples=n_samples,
+            unit=1.0,
         )
 
     def settled(self) -> "GradientMemory":

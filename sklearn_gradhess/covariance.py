@@ -529,6 +529,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
             *((name, getattr(self, name), getattr(other, name)) for name in _IDENTITY),
             ("has_intercept", mine.has_intercept, theirs.has_intercept),
             ("kept gradients", mine.kept is not None, theirs.kept is not None),
+            ("a unit of sample_weight", mine.unit, theirs.unit),
         ):
             if a != b:
                 raise ValueError(
@@ -562,7 +563,9 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         if memory is None:
             memory = self._start(d, has_intercept=not self.assume_centered)
         memory.check_law(self._law(), self.inherent_variance)
-        memory = memory.at(round_key(coef, intercept, y, d))
+        memory, sample_weight = memory.at(round_key(coef, intercept, y, d)).in_unit(
+            sample_weight, n
+        )
         memory.check_draws(self.n_redraws)
         rng = copy.deepcopy(self._rng)
         # What is not finite shows in the sums
@@ -643,7 +646,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
             )
         used = slice(int(has_intercept and not memory.has_intercept), None)
         with blas_threads(d):
-            memory = memory.add_gradients(
+            memory = memory.in_unit(None)[0].add_gradients(
                 gradients[:, used],
                 None if antithetic is None else antithetic[:, used],
                 batch_size=self.batch_size_,

@@ -161,3 +161,73 @@ def test_distances_of_rows_that_are_not_finite_are_refused(X):
     estimator = GradientCovarianceEstimator(random_state=0).fit(X)
     with pytest.raises(ValueError, match="Input X contains NaN"):
         estimator.mahalanobis(np.full((1, D), np.nan))
+
+
+# --- the unit of sample weights
+
+UNITS = (1e-300, 1e-200, 1e-30, 1e30, 1e200, 1e300)
+SCHEMES = {
+    "exact": {},
+    "pairs": {"batch_size": 4},
+    "redraws": {"batch_size": 4, "n_redraws": 3},
+    "single": {"noise": "single", "batch_size": 10, "inherent_variance": 1.0},
+    "estimated": {"noise": "single", "batch_size": 10, "inherent_variance": "estimate"},
+    "none": {"noise": "none", "batch_size": 10, "inherent_variance": 1.0},
+    "shrunk": {"batch_size": 4, "shrinkage": "oas"},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_no_unit_of_weights_matters(rng, scheme, dtype):
+    X = (rng.standard_normal((200, D)) * [1, 10, 0.1, 1]).astype(dtype)
+    y, w = 0.1 * rng.standard_normal(200), rng.uniform(0.5, 2, 200)
+
+    def stream(weights):
+        estimator = GradientCovarianceEstimator(random_state=0, **SCHEMES[scheme])
+        for part in (slice(0, 90), slice(90, 200)):
+            estimator.partial_fit(X[part], y[part], weights[part])
+        return estimator
+
+    one = stream(w)
+    for unit in UNITS:
+        other = stream(w * unit)
+        for name in ("covariance_", "location_", "mean_gradient_", "excess_risk_", "precision_"):
+            expected = getattr(one, name)
+            assert_allclose(
+                getattr(other, name),
+                expected,
+                rtol=1e-3 if dtype == np.float32 else 1e-8,
+                atol=(1e-4 if dtype == np.float32 else 1e-10) * np.max(np.abs(expected)),
+                err_msg=f"{name} at {unit}",
+            )
+
+
+def test_weights_that_vanish_beside_others_count_for_nothing(rng):
+    X = rng.standard_normal((200, D))
+    w = np.where(np.arange(200) < 100, 1.0, 1e-250)
+    estimator = GradientCovarianceEstimator(batch_size=4, shuffle=False, random_state=0)
+    assert_allclose(
+        estimator.fit(X, sample_weight=w).covariance_,
+        clone(estimator).fit(X, sample_weight=np.where(w < 1, 0.0, w)).covariance_,
+        rtol=1e-12,
+    )
+
+
+@pytest.mark.parametrize(("first", "then"), [(None, 1e200), (1e200, None), (1e-200, 1.0)])
+def test_chunks_of_incomparable_weights_are_refused(X, first, then):
+    estimator = GradientCovarianceEstimator(batch_size=4, random_state=0)
+    estimator.partial_fit(X, sample_weight=first)
+    with pytest.raises(ValueError, match=r"^Weights of up to .* come after weights of about "):
+        estimator.partial_fit(X, sample_weight=then)
+    other = GradientCovarianceEstimator(batch_size=4, random_state=1)
+    other.partial_fit(X, sample_weight=then)
+    with pytest.raises(ValueError, match="Cannot merge estimators with a unit of sample_weight="):
+        estimator.merge(other)
+
+
+def test_gradients_weigh_one_a_row(X):
+    estimator = GradientCovarianceEstimator(batch_size=4, assume_centered=True, random_state=0)
+    estimator.partial_fit(X, sample_weight=1e200)
+    with pytest.raises(ValueError, match="gradients that are passed in weigh one a row"):
+        estimator.partial_fit_gradients(X, -X, batch_size=4)
