@@ -9,6 +9,7 @@ from sklearn.exceptions import NotFittedError
 
 from sklearn_gradhess import GradientCovarianceEstimator, PreconditionedSGDRegressor
 from sklearn_gradhess.diagnostics import (
+    _ratio_error,
     calibration_report,
     expected_relative_error,
     required_batch_size,
@@ -636,3 +637,56 @@ def test_a_matrix_is_not_taken_for_eigenvalues(rule, shape):
     message = r"one-dimensional, got an array of shape .*eigvalsh"
     with pytest.raises(ValueError, match=message):
         rule(np.ones(shape), 10)
+
+
+# --- what the numbers of the report say, against many samples
+
+
+def single_reports(n, excess_risk, *, noise_scale=1.0, correction="none", k=400, d=3):
+    """Reports on single-noise gradients of Gaussian rows, 60 samples."""
+    reports, estimators = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        X, y = regression(rng, n * k, d, excess_risk=excess_risk, noise=0.0)
+        estimator = GradientCovarianceEstimator(
+            noise="single",
+            batch_size=n,
+            noise_scale=noise_scale,
+            correction=correction,
+            noise_distribution="normal",
+            random_state=seed,
+        )
+        quietly(estimator.fit, X, y)
+        estimators.append(estimator)
+        reports.append(calibration_report(estimator))
+    return reports, estimators
+
+
+@pytest.mark.parametrize("noise_scale", [1.0, 3.0])
+@pytest.mark.parametrize("excess_risk", [0.5, 3.0])
+def test_the_share_of_the_nuisance_is_what_is_added(excess_risk, noise_scale):
+    n = 16
+    reports, estimators = single_reports(n, excess_risk, noise_scale=noise_scale)
+    shares = np.array([report.nuisance_share for report in reports])
+    assert shares.mean() == pytest.approx(excess_risk / n, abs=5 * shares.std() / np.sqrt(60))
+    # Sigma is seen as (tau + m^2)/tau Sigma + Sigma u u' Sigma/tau, u the diagonal here
+    share = excess_risk / (n * noise_scale)
+    u = np.ones(3) / np.sqrt(3)
+    seen = [[u @ e.covariance_ @ u, np.trace(e.covariance_) - u @ e.covariance_ @ u]
+            for e in estimators]  # fmt: skip
+    error = np.std(seen, axis=0) / np.sqrt(60)
+    along, across = np.mean(seen, axis=0)
+    assert abs(along - 1 - 2 * share) < 5 * error[0]
+    assert abs(across - 2 * (1 + share)) < 5 * error[1]
+    bounds = np.mean([e.fitted_.nuisance for e in estimators], axis=0)
+    assert bounds == pytest.approx([share, 2 * share], rel=0.25)
+
+
+@pytest.mark.parametrize("excess_risk", [0.0, 1.0, 3.0])
+def test_the_error_of_the_noise_ratio_is_its_scatter(excess_risk):
+    reports, estimators = single_reports(16, excess_risk)
+    ratios = np.array([report.noise_ratio for report in reports])
+    stated = np.mean([_ratio_error(e.fitted_) for e in estimators])
+    # of 60 samples the scatter is known to a tenth; what is stated may be up to twice as wide
+    assert ratios.std() * 0.7 < stated < 2.5 * ratios.std() + 1e-12
+    assert ratios.mean() == pytest.approx(1, abs=5 * stated / np.sqrt(60))
