@@ -107,8 +107,8 @@ class NoiseSeen(NamedTuple):
             ways.append(reason)
         if other_end is not None and not np.isnan(other_end.ratio) and not other_end.mismatched:
             ways.append(
-                "The column at the other end shows the calibrated noise: is the intercept's "
-                "gradient there? Then change intercept_position."
+                "The column at the other end shows the calibrated noise: set intercept_position "
+                "to the end where the intercept's gradient is."
             )
         return fact, " ".join(ways)
 

@@ -340,6 +340,14 @@ class GradientMemory:
             return memory, weights
         return memory, np.where(w / unit > _NOTHING, w / unit, 0.0)
 
+    def begin(
+        self, key: bytes, weights: Array | None, n: int, n_redraws: int
+    ) -> tuple["GradientMemory", Array | None]:
+        """Return the memory that a chunk of `n` rows goes to, and its weights; see `at`."""
+        memory, weights = self.at(key).in_unit(weights, n)
+        memory.check_draws(n_redraws)
+        return memory, weights
+
     def check_draws(self, n_redraws: int) -> None:
         """Raise ValueError if a batch waits for more rows with another number of draws."""
         if self.pending is None or self.noise == "none":

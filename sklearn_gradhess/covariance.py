@@ -187,7 +187,8 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
     assume_centered : bool, default=False
         Skip the intercept: `covariance_` is the second moment about zero.
     store_precision : bool, default=True
-        Store `precision_`.
+        Offer `precision_`, which like `covariance_` is computed when it is first read; False makes
+        it None, and `get_precision` is left.
     random_state : int, RandomState instance, Generator or None, default=None
         Source of the noise and of the batches.
 
@@ -563,10 +564,8 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         if memory is None:
             memory = self._start(d, has_intercept=not self.assume_centered)
         memory.check_law(self._law(), self.inherent_variance)
-        memory, sample_weight = memory.at(round_key(coef, intercept, y, d)).in_unit(
-            sample_weight, n
-        )
-        memory.check_draws(self.n_redraws)
+        key = round_key(coef, intercept, y, d)
+        memory, sample_weight = memory.begin(key, sample_weight, n, self.n_redraws)
         rng = copy.deepcopy(self._rng)
         # What is not finite shows in the sums
         with np.errstate(all="ignore"), blas_threads(d):

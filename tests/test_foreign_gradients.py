@@ -102,7 +102,7 @@ def test_the_factor_of_single_gradients_is_named_too(factor):
 
 def test_an_intercept_at_the_wrong_end_is_named():
     gradients = [np.roll(g, -1, axis=1) for g in take(300, center=5.0)]
-    with pytest.warns(CalibrationWarning, match="Then change intercept_position"):
+    with pytest.warns(CalibrationWarning, match="set intercept_position to the end where"):
         send(gradients)
 
 
