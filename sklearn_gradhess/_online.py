@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_gradhess._moments import triangular_factor
-from sklearn_gradhess._objective import Problem
 from sklearn_gradhess._preconditioner import factorize, whitening
+from sklearn_gradhess._rows import Problem
 
 __all__ = ["OnlineModel"]
 
@@ -123,7 +123,7 @@ def _models(chunk: Problem, Z: Array, W: Array) -> list[Array]:
         curvature = chunk.loss.stiffness(chunk.Y, raw)
     else:
         curvature = np.maximum(chunk.loss.curvature(chunk.Y, raw), _FLAT)
-    if hasattr(chunk.loss, "hessian_product"):
+    if chunk.loss.coupling > 1:
         curvature = 2 * curvature  # bounds the Hessian, whose columns are coupled
     response = raw - gradient / curvature
     root = np.sqrt(chunk.weighted(curvature))

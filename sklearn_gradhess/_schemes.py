@@ -26,34 +26,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_gradhess._law import in_unit
 from sklearn_gradhess._moments import GradientMoments
 from sklearn_gradhess._nuisance import find_nuisance
 from sklearn_gradhess._preconditioner import factorize
 from sklearn_gradhess.noise import calibrated_variance
 
-__all__ = ["N_GROUPS", "Estimate", "GradientMemory", "law_in_words"]
+__all__ = ["N_GROUPS", "Estimate", "GradientMemory"]
 
 Array = npt.NDArray[np.float64]
 # Groups of batches whose clean gradients are averaged. The product of the means of two different
 # groups estimates m^2 without the bias that the noise of one mean adds to its own square; more
 # groups than this would lower the variance of its noise part by less than 1/N_GROUPS.
 N_GROUPS = 8
-# Powers of two: units of weights are so far apart, and chunks may be; rows below count for nothing
-_UNIT, _APART, _NOTHING = 64, 128, 2.0**-256
 # Share of the inverse that squares of Gaussian noise may add before its first order is too little
 _FIRST_ORDER = 0.2
-
-
-def law_in_words(
-    noise: str, noise_scale: float, loss: str, epsilon: float, assume_centered: bool
-) -> tuple[str, ...]:
-    """Say what decides the law of half differences: one sentence for each thing that does."""
-    scale, bend = (repr(float(v)).removesuffix(".0") for v in (noise_scale, epsilon))
-    return (
-        f"noise={noise!r} with noise_scale={scale}",
-        f"loss={loss!r}" + f", epsilon={bend}" * (loss == "huber"),
-        f"assume_centered={bool(assume_centered)}",
-    )
 
 
 class Estimate(NamedTuple):
@@ -291,7 +278,7 @@ class GradientMemory:
         """
         if self.noise != "single":
             return
-        memory = self.settled()
+        memory = self.settled() if self.estimates_inherent else self
         inherent, total = memory._inherent_of(batch_size), self.noise_scale * batch_size
         chance = 5 * np.sqrt(2 / memory.n_samples) if self.estimates_inherent else 0.0
         if inherent * (1 - chance) > total:
@@ -321,24 +308,9 @@ class GradientMemory:
             )
 
     def in_unit(self, weights: Array | None, n: int = 1) -> tuple["GradientMemory", Array | None]:
-        """Return the memory with a unit of weights, and these `n` weights in it.
-
-        No result depends on the unit, but the squares of extreme weights are no numbers. So the
-        first chunk sets it: one, or a power of two near its largest weight, which rounds nothing.
-        """
-        w = np.ones(n) if weights is None else weights
-        exponent = int(np.frexp(w.max())[1])
-        unit = self.unit or 2.0 ** (_UNIT * int(exponent / _UNIT))
-        if abs(exponent - int(np.frexp(unit)[1])) > _APART:
-            raise ValueError(
-                f"Weights of up to {w.max():.3g} come after weights of about {unit:.3g}: beside "
-                "each other, one of the two would count for nothing. Rescale all sample_weight "
-                "alike; gradients that are passed in weigh one a row."
-            )
-        memory = replace(self, unit=unit)
-        if unit == 1.0 and (weights is None or w.min() > _NOTHING or not w.min()):
-            return memory, weights
-        return memory, np.where(w / unit > _NOTHING, w / unit, 0.0)
+        """Return the memory with a unit of weights, and these `n` weights in it."""
+        unit, weights = in_unit(weights, n, self.unit)
+        return replace(self, unit=unit), weights
 
     def begin(
         self, key: bytes, weights: Array | None, n: int, n_redraws: int
@@ -417,16 +389,8 @@ class GradientMemory:
         residual, curvature : ndarray of shape (n_samples,) or None
             r and v; None stands for all zero and all one.
         """
-        w = np.ones(len(batch)) if weights is None else weights
-        r = np.zeros(len(batch)) if residual is None else residual
-        wv = w if curvature is None else w * curvature
-        batches = _Batches(
-            *(
-                np.bincount(batch, each)
-                for each in (w, None, w**2, (w * r) ** 2 if self.estimates_inherent else w * 0, wv)
-            )
-        )
-        n_batches = len(batches.total)
+        batches = self._batches(batch, weights, residual, curvature)
+        n_batches, row_squares = len(batches.total), np.sum(batches.squares)
         clean_weights = np.zeros(N_GROUPS)
         np.add.at(clean_weights, np.arange(n_batches) % N_GROUPS, batches.total)
         clean_sums = np.zeros_like(self.clean_sums)
@@ -445,20 +409,41 @@ class GradientMemory:
             memory = memory._add_batches(sums, part)
         # Batch b of this chunk is batch n_batches + b of all
         shift = self.n_batches % N_GROUPS
-        squared = np.nan if curvature is not None else float(np.sum(w * r**2))
+        squared = np.nan if curvature is not None else _square(residual, weights)
         return replace(
             memory,
             clean_sums=self.clean_sums + np.roll(clean_sums, shift, axis=0),
             clean_weights=self.clean_weights + np.roll(clean_weights, shift),
-            row_sums=self.row_sums + np.array([np.sum(w**2), squared]),
+            row_sums=self.row_sums + np.array([row_squares, squared]),
             n_batches=self.n_batches + n_batches - (memory.pending is not None),
             n_samples=self.n_samples + len(batch),
         )
 
+    def _batches(
+        self,
+        batch: npt.NDArray[np.int32],
+        weights: Array | None,
+        residual: npt.NDArray[np.floating] | None,
+        curvature: npt.NDArray[np.floating] | None,
+    ) -> _Batches:
+        rows = np.bincount(batch)
+        total, squares = rows.astype(np.float64), rows.astype(np.float64)
+        if weights is not None:
+            total = np.bincount(batch, weights).astype(np.float64)
+            squares = np.bincount(batch, weights**2).astype(np.float64)
+        estimated = np.zeros((2, len(rows)))
+        if self.estimates_inherent:
+            w = np.ones(len(batch)) if weights is None else weights
+            estimated[1] = total if curvature is None else np.bincount(batch, w * curvature)
+            if residual is not None:
+                estimated[0] = np.bincount(batch, (w * residual) ** 2)
+        return _Batches(total, rows, squares, *estimated)
+
     def _add_batches(self, sums: Array, batches: _Batches) -> "GradientMemory":
         """Turn the sums of each batch into its gradients, noise calibrated to its weight."""
         seen = batches.total > 0
-        sums, batches = sums[seen], batches.part(seen)
+        if not seen.all():
+            sums, batches = sums[seen], batches.part(seen)
         total = batches.total
         clean = self.noise != "antithetic"
         n_redraws = 1 if self.noise == "none" else sums.shape[1] - clean
@@ -467,18 +452,19 @@ class GradientMemory:
         # is too much nothing is injected, and the batch counts with what it has.
         share = batches.squares / total**2
         known = self.noise != "antithetic" and not self.estimates_inherent
-        inherent = share * (float(self.inherent_variance) if known else 0.0)
+        inherent = share * float(self.inherent_variance) if known else np.zeros(len(total))
         if self.noise == "none":
             noise, gradients = inherent, sums[:, :1] / total[:, None, None]
         else:
             noise = np.maximum(self.noise_scale, inherent)
-            unit = sums[:, :n_redraws] / np.sqrt(total)[:, None, None]
-            gradients = unit * np.sqrt(noise - inherent)[:, None, None]
+            injected = 1.0 if self.estimates_inherent else noise - inherent
+            gradients = sums[:, :n_redraws] * np.sqrt(injected / total)[:, None, None]
         if self.noise == "single":
             mean = sums[:, n_redraws:] / total[:, None, None]
-            gradients = mean - gradients
             if self.estimates_inherent:
-                gradients = np.concatenate(np.broadcast_arrays(mean, unit), axis=2)
+                gradients = np.concatenate(np.broadcast_arrays(mean, gradients), axis=2)
+            else:
+                gradients = mean - gradients
         rows, w = gradients.reshape(-1, gradients.shape[2]), np.repeat(total, n_redraws)
         sums_over_batches = (
             n_redraws * np.sum(share * total),
@@ -666,10 +652,12 @@ class GradientMemory:
 
     def _clean_excess_risk(self, factor: Array, rounding: float | None) -> float:
         """m^2 from the mean of the clean gradients in the inverse Hessian (MATH section 5.1)."""
+        k, n, weight = self.moments.n_gradients, self.rows, self.clean_weights.sum()
+        if weight and not self.clean_sums.any() and k > len(factor) + 1:
+            return 0.0  # as for data without targets; the rank would take a factorisation
         norms = np.linalg.norm(factor, axis=0)
         preconditioner = factorize(factor, rounding=None if rounding is None else rounding * norms)
-        rank, k, n = preconditioner.rank, self.moments.n_gradients, self.rows
-        weight = self.clean_weights.sum()
+        rank = preconditioner.rank
         if not weight or k <= rank + (n > 1):
             return np.nan
         # Noise of unit kurtosis shows single rows exactly; pairs of rows in a batch make E[S^-1]
@@ -695,6 +683,13 @@ class GradientMemory:
             found = debias * (lengths[0] - lengths[1:].sum()) / pairs
             found *= (rows - 1) * (rows + 2) / (rows * (rows - rank))
         return float(found)
+
+
+def _square(residual: npt.NDArray[np.floating] | None, weights: Array | None) -> float:
+    """Weighted sum of squared residuals."""
+    if residual is None:
+        return 0.0
+    return float(residual @ (residual if weights is None else weights * residual))
 
 
 def _squares(total: Array, row_squares: Array, n_redraws: int) -> Array:

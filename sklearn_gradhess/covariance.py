@@ -22,8 +22,10 @@ from sklearn_gradhess._gradients import (
     round_key,
     row_coefficients,
 )
+from sklearn_gradhess._law import law_in_words
 from sklearn_gradhess._losses import make_loss
-from sklearn_gradhess._schemes import N_GROUPS, GradientMemory, law_in_words
+from sklearn_gradhess._memory import refuse_wide
+from sklearn_gradhess._schemes import N_GROUPS, GradientMemory
 from sklearn_gradhess._validation import (
     Interval,
     StrOptions,
@@ -44,6 +46,10 @@ from sklearn_gradhess.noise import as_generator
 
 __all__ = ["GradientCovarianceEstimator", "gradient_covariance"]
 
+_FEWER_FEATURES = (
+    "Take fewer features, by sklearn.random_projection or sklearn.feature_selection, or merge them "
+    "by sklearn.decomposition.TruncatedSVD."
+)
 # Settings that two estimators must share for their gradients to have the same law
 _IDENTITY = ("noise", "noise_scale", "inherent_variance", "loss", "epsilon")
 
@@ -117,6 +123,14 @@ def gradient_covariance(
         random_state=random_state,
     ).fit(X, y, coef=coef, intercept=intercept)
     return estimator.covariance_, estimator.mean_gradient_
+
+
+def _refuse_incomplete(batch_size: int, n_samples: int) -> None:
+    if batch_size > n_samples:
+        raise ValueError(
+            f"batch_size={batch_size} exceeds n_samples={n_samples}: not one batch is complete. "
+            "Use a smaller batch_size, or partial_fit, which waits for more rows."
+        )
 
 
 class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
@@ -551,16 +565,15 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         memory = self._memory
         X = check_features(self, X, reset=memory is None, ensure_min_samples=2 if whole else 1)
         n, d = X.shape
+        refuse_wide(d, instead=_FEWER_FEATURES)
         coef, intercept = check_coef(coef, intercept, d)
         sample_weight = check_weights(sample_weight, X)
-        y = check_target(y, n, optional=self.noise == "antithetic" and self.loss == "squared_error")
+        antithetic = self.noise == "antithetic"
+        y = check_target(y, n, optional=antithetic and self.loss == "squared_error")
         if memory is None:
             self.batch_size_ = choose_batch_size(self.batch_size, n, d, noise=self.noise)
-        if whole and self.batch_size_ > n:
-            raise ValueError(
-                f"batch_size={self.batch_size_} exceeds n_samples={n}: not one batch is complete. "
-                "Use a smaller batch_size, or partial_fit, which waits for more rows."
-            )
+        if whole:
+            _refuse_incomplete(self.batch_size_, n)
         if memory is None:
             memory = self._start(d, has_intercept=not self.assume_centered)
         memory.check_law(self._law(), self.inherent_variance)
@@ -585,7 +598,8 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
                 n_groups=N_GROUPS,
                 rng=rng,
             )
-            batch = batch_index(n, self.batch_size_, memory.offset, rng if self.shuffle else None)
+            deal = rng if self.shuffle else None
+            batch = batch_index(n, self.batch_size_, memory.offset, deal, in_blocks=antithetic)
             runs = batch_sums(
                 X,
                 coefficients,

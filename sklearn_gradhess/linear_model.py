@@ -8,19 +8,19 @@ import numpy.typing as npt
 from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
 
 from sklearn_gradhess._losses import MultinomialLoss, make_loss
-from sklearn_gradhess._sgd import PreconditionedSGD, class_weighted, refuse_one_class
+from sklearn_gradhess._sgd import PreconditionedSGD
 from sklearn_gradhess._validation import (
     Interval,
     StrOptions,
     _fit_context,
+    check_rows,
     check_weights,
-    refuse_foreign,
     unchanged_on_error,
     with_callbacks,
 )
+from sklearn_gradhess._weights import class_weighted, refuse_one_class
 
 __all__ = ["PreconditionedSGDClassifier", "PreconditionedSGDRegressor"]
 
@@ -170,7 +170,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         noise: str = "antithetic",
         noise_scale: float = 1.0,
         preconditioner: Any = "auto",
-        oversampling: float = 4.0,
+        oversampling: float | str = "auto",
         shuffle: bool = True,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
@@ -238,6 +238,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         """
         with unchanged_on_error(self):
             X, Y, sample_weight, self._vector = self._validate(X, y, sample_weight, reset=True)
+            self._refuse_unfit(X, Y)
             start = self._start_from(coef_init, intercept_init, X.shape[1], Y.shape[1])
             return self._minimise(
                 X, Y, self._make_loss(), sample_weight, start, Y[:, 0] if self._vector else Y
@@ -273,6 +274,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         with unchanged_on_error(self):
             first = not hasattr(self, "coef_")
             X, Y, sample_weight, vector = self._validate(X, y, sample_weight, reset=first)
+            self._refuse_unfit(X, Y)
             if first:
                 self._vector = vector
                 self.t_ = 0
@@ -287,16 +289,8 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
     def _validate(
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
     ) -> tuple[Any, Array, Array | None, bool]:
-        refuse_foreign(X=X, y=y)
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse="csr",
-            dtype=[np.float64, np.float32],
-            multi_output=self.loss == "squared_error",
-            y_numeric=True,
-            reset=reset,
+        X, y = check_rows(
+            self, X, y, reset=reset, multi_output=self.loss == "squared_error", y_numeric=True
         )
         Y = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
         self._make_loss().check_y(Y)
@@ -309,7 +303,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         return tags
 
     def _attributes(self, W: Array, dtype: Any) -> dict[str, Any]:
-        h = self.fit_intercept
+        h = int(self.fit_intercept)
         coef = W[h:].T.astype(dtype)
         intercept = W[0].astype(dtype) if h else np.zeros(W.shape[1], dtype=dtype)
         if self._vector:
@@ -470,7 +464,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         noise: str = "antithetic",
         noise_scale: float = 1.0,
         preconditioner: Any = "auto",
-        oversampling: float = 4.0,
+        oversampling: float | str = "auto",
         shuffle: bool = True,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
@@ -544,6 +538,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
             weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
             refuse_one_class(y, weights)
             Y, loss = self._encode(y)
+            self._refuse_unfit(X, Y)
             start = self._start_from(coef_init, intercept_init, X.shape[1], Y.shape[1])
             return self._minimise(X, Y, loss, weights, start, y)
 
@@ -606,6 +601,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
             each = class_weighted(self.class_weight, self.classes_, self.classes_, None)
             refuse_one_class(self.classes_, each)
             Y, loss = self._encode(y)
+            self._refuse_unfit(X, Y)
             weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
             self._online = self._stream(X, Y, loss, weights)
             self._store(self._online.W, X.dtype)
@@ -615,10 +611,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     def _validate(
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
     ) -> tuple[Any, Any, Array | None]:
-        refuse_foreign(X=X, y=y)
-        X, y = validate_data(
-            self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32], reset=reset
-        )
+        X, y = check_rows(self, X, y, reset=reset)
         check_classification_targets(y)
         return X, y, check_weights(sample_weight, X)
 
@@ -632,7 +625,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     def _attributes(self, W: Array, dtype: Any) -> dict[str, Any]:
         if W.shape[1] > 1:  # the symmetric parametrisation: columns sum to zero
             W = W - W.mean(axis=1, keepdims=True)
-        h = self.fit_intercept
+        h = int(self.fit_intercept)
         intercept = W[0] if h else np.zeros(W.shape[1])
         return {"coef_": W[h:].T.astype(dtype), "intercept_": intercept.astype(dtype)}
 

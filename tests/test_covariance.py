@@ -328,7 +328,8 @@ def test_single_noise_scale_is_divided_out_at_the_optimum(data):
     one = clone(estimator).fit(X)
     scaled = clone(estimator).set_params(noise_scale=5.0).fit(X)
     assert one.correction_ == "gaussian"
-    assert scaled.excess_risk_ == pytest.approx(5 * one.excess_risk_, abs=1e-12)
+    # Rounding of the gradients, times the condition number of the features, about 1e3
+    assert scaled.excess_risk_ == pytest.approx(5 * one.excess_risk_, rel=1e-10)
     assert_same(one, scaled, ("covariance_", "location_"))
 
 
