@@ -1,6 +1,7 @@
 """What `partial_fit` does to an estimator: go on with its stream, from its fit if there was one."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,7 +92,7 @@ class StreamMixin:
     fit_intercept: bool
     early_stopping: bool
     noise: str
-    _factors: list[Array]
+    _factors: Sequence[Array]
     _fit_saw: FitSaw
 
     @property

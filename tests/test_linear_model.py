@@ -707,7 +707,7 @@ def test_the_estimator_of_several_classes_is_their_mean(rng):
     model = Classifier(random_state=0, alpha=0.0).fit(X, y)
     estimator = model.covariance_estimator_
     blocks = [factor.T @ factor for factor in model._factors]
-    factor = estimator._hessian_factor(intercept=True)
+    factor = estimator.fitted_.hessian_factor(intercept=True)
     assert_allclose(factor.T @ factor, np.mean(blocks, axis=0), rtol=1e-10)
     # The bound of the curvature, at the place of the last sketch: near the curvature itself
     p = model.predict_proba(X)

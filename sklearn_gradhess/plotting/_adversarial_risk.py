@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils import check_scalar
 
 from sklearn_gradhess.metrics import gradient_adversarial_risk, make_adversarial_scorer
 from sklearn_gradhess.plotting._inputs import as_increasing, by_name
-from sklearn_gradhess.plotting._style import CurveDisplay, as_rows
+from sklearn_gradhess.plotting._style import CurveDisplay, as_numbers, as_rows
 
 __all__ = ["AdversarialRiskDisplay"]
 
@@ -105,20 +107,30 @@ class AdversarialRiskDisplay(CurveDisplay):
         self.confidence_level = confidence_level
 
     def _curves(self) -> tuple[Sequence[Array], Sequence[Array]]:
-        value = as_rows(self.value)
-        return [self.radii] * len(value), value
+        value, radii = as_rows(self.value, "value"), as_numbers(self.radii, "radii")
+        if radii.shape != value.shape[1:]:
+            raise ValueError(
+                f"radii has shape {radii.shape}, but value has {value.shape[1]} points a curve. "
+                "Pass one radius for each point."
+            )
+        if self.metric not in _METRICS:
+            raise ValueError(f"metric must be one of {tuple(_METRICS)}, got {self.metric!r}.")
+        return [radii] * len(value), value
 
     def _limits(self) -> tuple[Any, Any, str]:
         level = self.confidence_level
+        if level is not None:
+            check_scalar(level, "confidence_level", Real)
         label = "interval" if level is None else f"{100 * level:.4g} % interval"
-        return as_rows(self.low), as_rows(self.high), label
+        return as_rows(self.low, "low"), as_rows(self.high, "high"), label
 
     def _dress(self, ax: Any) -> None:
         ax.set(xlabel=self._radius_label(), ylabel=_METRICS[self.metric])
 
     def _radius_label(self) -> str:
-        if isinstance(self.norm, str):
+        if self.norm == "mahalanobis":
             return "Radius of the attack (Mahalanobis distance)"
+        check_scalar(self.norm, "norm", Real, min_val=1)
         p = r"\infty" if np.isinf(self.norm) else f"{self.norm:g}"
         return rf"Radius of the attack, $\ell_{{{p}}}$ norm ({self.radius_unit})"
 
@@ -393,7 +405,7 @@ class AdversarialRiskDisplay(CurveDisplay):
         return display.plot(ax, **kwargs)
 
     def __repr__(self) -> str:
-        curves, r = np.atleast_2d(self.value), np.asarray(self.radii)
+        (r, *_), curves = self._curves()
         return (
             f"<AdversarialRiskDisplay of {self.metric}: {self._described(len(curves))} "
             f"at {len(r)} radii from {r[0]:g} to {r[-1]:g}>"
