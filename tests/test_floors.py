@@ -19,6 +19,7 @@ FLOORS = {
     "_objective": 0,
     "_preconditioner": 0,
     "_risk": 0,
+    "_scale": 0,
     "_gradient_risk": 1,
     "_gradients": 1,
     "_online": 1,
