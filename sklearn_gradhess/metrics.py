@@ -424,7 +424,7 @@ class _AdversarialScorer(Attack):
         result = probe(estimator, found.table, found.mask)
         require_affine(result, estimator, self.on_nonaffine)
         y_pred = check_finite(estimator, respond(estimator, X, "predict"), "predict")
-        if found.uniform:
+        if found.is_uniform:
             dual = found.dual(result.coef)
             return risk(y, y_pred, radius=radii, dual_norm=dual, sample_weight=sample_weight)
         mean_absolute_error(y, y_pred, sample_weight=sample_weight)  # checks the targets

@@ -30,22 +30,27 @@ FLOORS = {
     "_fitted": 2,
     "_gradient_risk": 2,
     "_sketch": 2,
-    "_table": 2,
-    "_affine": 3,
-    "_attack": 3,
+    "_containers": 2,
+    "_table": 3,
+    "_categories": 4,
+    "_affine": 4,
+    "_attack": 5,
     "_solver": 3,
     "covariance": 3,
     "_sgd": 4,
-    "metrics": 4,
+    "_links": 5,
+    "_search": 6,
+    "_scorer": 7,
     "linear_model": 5,
+    "metrics": 8,
     "plotting._inputs": 5,
     "plotting._style": 5,
-    "plotting._adversarial_risk": 6,
+    "plotting._adversarial_risk": 9,
     "plotting._convergence": 6,
     "plotting._hessian_spectrum": 6,
     "plotting._noise_calibration": 6,
-    "plotting": 7,
-    "__init__": 8,
+    "plotting": 10,
+    "__init__": 11,
 }
 MAX_FILE_LINES = 710  # docstrings included
 MAX_BODY_LINES = 60
@@ -108,7 +113,7 @@ def test_every_module_has_a_floor_and_every_floor_a_module():
 
 @each_floor
 def test_imports_within_the_package_go_strictly_downwards(module):
-    wrong = {name for name in siblings(module) if not FLOORS.get(name, 9) < FLOORS[module]}
+    wrong = {name for name in siblings(module) if not FLOORS.get(name, 99) < FLOORS[module]}
     assert not wrong, f"{module} on floor {FLOORS[module]} imports {wrong}"
 
 
