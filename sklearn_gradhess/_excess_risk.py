@@ -79,22 +79,23 @@ class Estimate(NamedTuple):
     of_mean: Any = 0.0
 
 
-def hardly_seen(rows: Array, has_intercept: bool) -> tuple[list[int], Array]:
+def hardly_seen(noise: Array, clean: Array, has_intercept: bool) -> tuple[list[int], Array]:
     """Find columns that vary in too few batches to be known, and in how many they do.
 
-    A level of a category is zero in the batches that it is not in; one that all but a few rows
-    have is, in batches of one row, as the intercept in all but a few.
+    A level of a category is zero in the batches that it is not in, noise and all; one that all but
+    a few rows have is, in batches of one row, as the intercept in all but a few.
     """
-    size = np.abs(rows).max(axis=0)
-    counts = np.sum(np.abs(rows) > _ROUNDING * size, axis=0)
-    if has_intercept and np.all(rows[:, 0] != 0):
-        ratio = rows / rows[:, :1]
-        usual = np.median(ratio, axis=0)
-        differs = np.abs(ratio - usual) > _ROUNDING * np.abs(ratio).max(axis=0)
-        varies = differs.sum(axis=0)
+    counts = np.sum(_differs(noise, 0.0) | _differs(clean, 0.0), axis=0)
+    if has_intercept and np.all(noise[:, 0] != 0):
+        ratio = noise / noise[:, :1]
+        varies = np.sum(_differs(ratio, np.median(ratio, axis=0)), axis=0)
         counts = np.where(varies > 0, np.minimum(counts, varies), counts)
-    columns = np.flatnonzero((counts > 0) & (counts < min(_MIN_SEEN, len(rows))))
+    columns = np.flatnonzero((counts > 0) & (counts < min(_MIN_SEEN, len(noise))))
     return columns.tolist(), counts[columns]
+
+
+def _differs(rows: Array, usual: Any) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.abs(rows - usual) > _ROUNDING * np.abs(rows).max(axis=0))
 
 
 def _factorize(rows: Array, gradients: Array) -> tuple[Array, Array, Array, Array]:
@@ -139,7 +140,8 @@ def of_pairs(
     e = mean / length if length > 0 else np.full(p, p**-0.5)
     shared = white_h * (white_h @ mean)[:, None] - mean
     free_share, share_error = _share(white_c, white_h, shared)
-    share = min(max(free_share, 0.0), 1.0)
+    # of Gaussian rows between Gaussian noise, 1/(n + 2), and noise of signs, 1/n
+    share = min(max(_shrunk(free_share, 1 / (n + 1), k), 0.0), 1.0)
     w = white_c - share * shared
     degrees = k - 1 - share * (p - 1)  # at a share of one w is what least squares leaves
     cov = w.T @ w / degrees
@@ -148,20 +150,26 @@ def of_pairs(
     square = (k - 1) ** 2 / ((k - 2) * (k + 1)) * (np.sum(cov**2) - trace**2 / (k - 1))
     square = max(square, trace**2 / p) + share * trace**2 / (k - p)
     fourth = _shrunk(np.sum(shared**2) / (k * length**2), p + 1, k) if length > 0 else p + 1
-    inflation = 1 + (1 - share) ** 2 * fourth / (k - p - 1)
+    inverse = 1 + fourth / (k - p - 1)  # mean of u' Omega S^-1 Omega u over m^2
+    inflation = 1 + (1 - share) ** 2 * (inverse - 1)
     signal = max(length**2 - trace / k, 0.0)
     z = (white_h @ e) ** 2
     m2 = signal / inflation
     student = _student(min(_degrees(w @ e), degrees), level)
     by_noise = _signal_limits(signal, 4 * along / k, 2 * square / k**2, student) / inflation
     shares = np.clip(share + share_error * np.array([-1.0, 0.0, 1.0]), 0.0, 1.0)
-    by_metric = inflation / _metric_extremes(z, shares, k - (1 - share) * (p - 1), n, level)
+    degrees = k - (1 - share) * (p - 1)
+    by_metric = inflation / _metric_extremes(z, shares, degrees, inverse, n, level)
     excess = _joined(m2, by_noise, by_metric)
     if not has_intercept:
         is_sparse = bool(np.any((h[:, kept] == 0) & (c[:, kept] == 0)))
         x, rows = (r - np.outer(r @ e, e) for r in (white_c, white_h))
         without = p < 2 or is_sparse
-        limits = np.full(3, np.nan) if without else _mse_of_trace(x, rows, free_share, n, level)
+        limits = (
+            np.full(3, np.nan)
+            if without
+            else _mse_of_trace(x, rows, (free_share, share_error), n, level)
+        )
         return Estimate(excess), Estimate(limits), 0.0
     mse, a2, of_mean = _mse_of_intercept(c[:, 0], n, level)
     m = np.sqrt(m2)
@@ -184,9 +192,9 @@ def _share(white_c: Array, white_h: Array, shared: Array) -> tuple[float, float]
     product = np.sum(white_c * white_h, axis=1)
     slope = np.sum(white_c * shared, axis=1) / unit + (product**2 - along_c) / unit / 2
     weight = np.sum(shared**2, axis=1) / unit + (along_h**2 - along_h) / 2
-    share, precision = slope.sum() / weight.sum(), weight.sum()
-    scatter = np.sum((slope - share * weight) ** 2)
-    return float(share), float(np.sqrt(max(scatter, precision)) / precision)
+    share = slope.sum() / weight.sum()
+    error = np.sqrt(max(np.sum((slope - share * weight) ** 2), weight.sum())) / weight.sum()
+    return float(share), float(error)
 
 
 def _shrunk(measured: Any, expected: Any, k: int) -> Any:
@@ -201,27 +209,33 @@ def _signal_limits(signal: float, b: float, c: float, quantile: float) -> Array:
     return np.asarray(np.maximum(np.maximum(root, 0.0) ** 2 - c, 0.0) / b)
 
 
-def _metric_extremes(z: Array, shares: Array, k: float, n: float, level: float) -> Array:
+def _metric_extremes(
+    z: Array, shares: Array, k: float, inverse: float, n: float, level: float
+) -> Array:
     """Greatest and least factor of the signal that S in place of Omega may make."""
     # Gaussian noise on single rows has the fourth moment 9; sums of rows go to 3
     variance = z.var(ddof=1)
     variance = max(variance, _shrunk(variance, 2 + 6 / n, len(z)), 2 * (1 - shares[1]))
-    x = _chi(2 * k / variance, level)
+    degrees = 2 * k / variance
+    x = _chi(degrees, level)
+    unshared = (1 - shares) ** 2 * inverse * max(1 - 2 / degrees, 0.25)
     with np.errstate(divide="ignore"):
-        least = np.clip((1 - shares) / shares, *x)
+        least = np.clip(np.sqrt(unshared) / shares, *x)
     x = np.concatenate([np.broadcast_to(x[:, None], (2, 3)), [least]])
-    f = (1 - shares) ** 2 / x + 2 * shares * (1 - shares) + shares**2 * x
+    f = unshared / x + 2 * shares * (1 - shares) + shares**2 * x
     return np.array([f.max(), f.min()])
 
 
-def _mse_of_trace(x: Array, w: Array, share: float, n: float, level: float) -> Array:
+def _mse_of_trace(x: Array, w: Array, told: tuple[float, float], n: float, level: float) -> Array:
     """v^2 from the covariance of clean gradients x across their mean, where the noise is w."""
     k, d = len(x), x.shape[1] - 1
     along_c, along_h = np.sum(x**2, axis=1), np.sum(w**2, axis=1)
     unit = along_c.sum() / (k - 1) / d
     # of Gaussian rows; and, with Gaussian noise on single rows, three times that
-    fourth = _shrunk(np.mean(along_h**2) / d, (d + 2) * np.array([1.0, 1 + 2 / n]), k) - 1
-    inflation, most = np.maximum(1 + (1 - share) * fourth / (k - d - 1), 0.5)
+    fourth = _shrunk(np.mean(along_h**2) / d, (d + 2) * np.array([1, 1 + 2 / n, 1]), k) - 1
+    share, share_error = told
+    unshared = 1 - np.array([share, max(share - share_error, 0.0), min(share + share_error, 1.0)])
+    inflation, most, least = np.maximum(1 + unshared * fourth / (k - d - 1), 0.5)
     if not unit > 0:
         return np.zeros(3)
     share = min(max(share, 0.0), 1.0)
@@ -233,7 +247,7 @@ def _mse_of_trace(x: Array, w: Array, share: float, n: float, level: float) -> A
     inverse = 4 + d * (k - d) * max(k - d - 3, 1) / (k - 1) / kurtosis
     of_c = _chi(2 * (k - 1) / spread, level)
     of_h = (1 - share) * (1 - 2 / inverse) / _chi(inverse, level) + share
-    factors = 1 / of_h * np.array([min(inflation / most, 1.0), 1.0])
+    factors = inflation / of_h / [max(most, inflation), min(least, inflation)]
     estimate = n * unit / inflation
     return _joined(estimate, estimate / of_c[::-1], factors)
 

@@ -297,8 +297,10 @@ def _check_seen(
 ) -> None:
     """Refuse columns that too few batches tell of; leverage one would leave no error of theirs."""
     is_last = has_intercept and position == "last"
-    noise = g if pair is None else (pair - g) / 2
-    columns, counts = hardly_seen(swap_intercept(noise) if is_last else noise, has_intercept)
+    noise, clean = (g, g) if pair is None else ((pair - g) / 2, (pair + g) / 2)
+    if is_last:
+        noise, clean = swap_intercept(noise), swap_intercept(clean)
+    columns, counts = hardly_seen(noise, clean, has_intercept)
     if not columns:
         return
     told = [(j - 1) % g.shape[1] if is_last else j for j in columns]

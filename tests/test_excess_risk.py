@@ -59,7 +59,7 @@ def test_antithetic_formula_as_written(rng):
         size = h @ inverse @ h
         precision += own @ inverse @ own / unit + (size**2 - size) / 2
     free = slope / precision
-    share = min(max(free, 0.0), 1.0)
+    share = min(max((k * free + 20 / (n + 1)) / (k + 20), 0.0), 1.0)
     fluctuation = [h * (h @ inverse @ mean) - mean for h in noise]
     rest = [c - mean - share * own for c, own in zip(clean, fluctuation, strict=True)]
     trace = sum(w @ inverse @ w for w in rest) / (k - 1 - share * (p - 1))
@@ -104,17 +104,18 @@ def test_limits_that_come_of_the_metric_are_those_of_chi_square():
     k, p, level = 400, 3, 0.9
     h = rng.standard_normal((k, p))
     z = h[:, 0] ** 2
-    low, high = 1 / _metric_extremes(z, np.zeros(3), k - p + 1, 1e9, level)
+    low, high = 1 / _metric_extremes(z, np.zeros(3), k - p + 1, k / (k - p - 1), 1e9, level)
     variance = max(z.var(ddof=1), 2.0, (k * z.var(ddof=1) + 40) / (k + 20))
     nu = (k - p + 1) * 2 / variance
-    assert (low, high) == pytest.approx(stats.chi2(nu).ppf([0.05, 0.95]) / nu)
+    law = stats.chi2(nu).ppf([0.05, 0.95]) / (nu - 2) * (k - p - 1) / k
+    assert (low, high) == pytest.approx(law)
     # all shared: m^2 is the mean of z over chi-square; half shared: no first order
-    low, high = 1 / _metric_extremes(z, np.ones(3), k, 1e9, level)
+    low, high = 1 / _metric_extremes(z, np.ones(3), k, 1.0, 1e9, level)
     nu = k * 2 / max(z.var(ddof=1), (k * z.var(ddof=1) + 40) / (k + 20))
     assert (low, high) == pytest.approx(nu / stats.chi2(nu).ppf([0.95, 0.05]))
-    low, high = 1 / _metric_extremes(z, np.full(3, 0.5), k, 1e9, level)
-    assert high == pytest.approx(1.0)
-    assert 1 - low < 2 * (2 / k)
+    low, high = 1 / _metric_extremes(z, np.full(3, 0.5), k, k / (k - 2), 1e9, level)
+    assert high == pytest.approx(1.0, abs=2 / k)
+    assert 1 - low < 4 / k
     np.testing.assert_allclose(_chi(7.0, level), stats.chi2(7).ppf([0.05, 0.95]) / 7)
 
 
