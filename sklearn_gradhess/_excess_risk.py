@@ -140,8 +140,9 @@ def of_pairs(
     e = mean / length if length > 0 else np.full(p, p**-0.5)
     shared = white_h * (white_h @ mean)[:, None] - mean
     free_share, share_error = _share(white_c, white_h, shared)
-    # of Gaussian rows between Gaussian noise, 1/(n + 2), and noise of signs, 1/n
+    # of Gaussian rows between Gaussian noise, 1/(n + 2), and noise of signs, 1/n, or so
     share = min(max(_shrunk(free_share, 1 / (n + 1), k), 0.0), 1.0)
+    wide = np.hypot(k * share_error, _PRIOR_BATCHES / (n + 1)) / (k + _PRIOR_BATCHES)
     w = white_c - share * shared
     degrees = k - 1 - share * (p - 1)  # at a share of one w is what least squares leaves
     cov = w.T @ w / degrees
@@ -157,7 +158,7 @@ def of_pairs(
     m2 = signal / inflation
     student = _student(min(_degrees(w @ e), degrees), level)
     by_noise = _signal_limits(signal, 4 * along / k, 2 * square / k**2, student) / inflation
-    shares = np.clip(share + share_error * np.array([-1.0, 0.0, 1.0]), 0.0, 1.0)
+    shares = np.clip(share + wide * np.array([-1.0, 0.0, 1.0]), 0.0, 1.0)
     degrees = k - (1 - share) * (p - 1)
     by_metric = inflation / _metric_extremes(z, shares, degrees, inverse, n, level)
     excess = _joined(m2, by_noise, by_metric)
@@ -197,7 +198,7 @@ def _share(white_c: Array, white_h: Array, shared: Array) -> tuple[float, float]
     return float(share), float(error)
 
 
-def _shrunk(measured: Any, expected: Any, k: int) -> Any:
+def _shrunk(measured: Any, expected: Any, k: float) -> Any:
     return (k * measured + _PRIOR_BATCHES * expected) / (k + _PRIOR_BATCHES)
 
 
@@ -264,7 +265,9 @@ def _mse_of_intercept(c0: Array, n: float, level: float) -> tuple[Estimate, floa
     if not value > 0:
         return Estimate(np.zeros(3)), a2, of_mean
     gaussian = 2 * (n * variance) ** 2 + 4 * max(a2, 0.0) * variance
-    limits = 1 / _chi(2 * (k - 1) * value**2 / max(spread, _shrunk(spread, gaussian, k)), level)
+    # means of n residuals are the nearer to Gaussian, the more they are
+    stated = max(spread, _shrunk(spread, gaussian, k / n))
+    limits = 1 / _chi(2 * (k - 1) * value**2 / stated, level)
     limits = value * np.array([1.0, limits[1], limits[0]])
     return _with_mean(limits, influence, of_mean, spread), a2, of_mean
 
