@@ -300,6 +300,28 @@ class AttackOnTable:
         assert best is not None
         return best
 
+    def rise(self, coef: Array, effects: Sequence[Array], rows: Any, moves: Moves) -> Array:
+        """Change of each output by moves of some rows: shape (n_rows, n_outputs)."""
+        rise = moves.delta @ coef.T
+        for group, effect, level in zip(self.groups, effects, moves.levels, strict=True):
+            now = group.codes[rows]
+            rise = rise + np.where(now >= 0, effect[:, level] - effect[:, now], 0.0).T
+        return np.asarray(rise)
+
+    def gram(self, coef: Array) -> Array:
+        """W W' of the outputs' coefficients W in units in which the attack is a round ball.
+
+        For norm=2 and Mahalanobis; with an axis of rows in front where values are missing.
+        """
+        w = coef[:, self.mask]
+        if self.order is None:
+            return np.asarray(w @ np.asarray(self.covariance) @ w.T)
+        w = w * self.budgets[self.mask]
+        if not self.has_missing:
+            return np.asarray(w @ w.T)
+        present = self._present(slice(None))[:, self.mask].astype(np.float64)
+        return np.einsum("kj,ij,lj->ikl", w, present, w, optimize=True)
+
     def sources(self, rows: Any, levels: Levels) -> npt.NDArray[np.intp]:
         """Row of X that lends each frozen column, for `Table.rebuilt`, so that levels are these."""
         rows = np.arange(self.table.n_rows)[rows]
