@@ -333,8 +333,18 @@ def adversarial_accuracy(
         What to do if the scores are not affine, see `make_adversarial_scorer`.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the rows.
-    n_columns, integer, categories, link, max_queries, random_state : object
-        As in `make_adversarial_scorer`.
+    n_columns : int, default=None
+        Most columns that the attack moves in a row. None is all.
+    integer : "auto", None, or array-like of str, int or bool, default="auto"
+        Columns that move by whole steps, see `make_adversarial_scorer`.
+    categories : list or dict, default=None
+        Categories that the attack may change, see `make_adversarial_scorer`.
+    link : {"auto", "identity", "logit"}, default="auto"
+        What is affine: the decision function, or the log odds of `predict_proba`.
+    max_queries : int, default=200
+        Most predictions that a search spends on each row.
+    random_state : int, RandomState instance or None, default=0
+        Of a search.
 
     Returns
     -------
@@ -414,11 +424,11 @@ def make_adversarial_scorer(
         Radius of the attack, in raw units of X, or as a multiple of `feature_scale`.
     norm : float >= 1, inf or "mahalanobis", default=2
         Norm of the attack: delta / feature_scale has norm at most `radius`.
-    metric : {"mse", "rmse", "mae", "r2", "quantile", "poisson", "gamma", "log_loss", "accuracy", \
-"roc_auc"}, default="mse"
-        Each as scikit-learn defines it: "quantile" is `mean_pinball_loss` at `quantile`, "poisson"
-        and "gamma" are mean deviances. "r2", "accuracy" and "roc_auc" (two classes) come back as
-        they are, the others with a minus.
+    metric : str, default="mse"
+        "mse", "rmse", "mae", "r2", "quantile" (`mean_pinball_loss` at `quantile`), "poisson" or
+        "gamma" (mean deviances) of a regressor; "log_loss", "accuracy" or "roc_auc" (two classes)
+        of a classifier: each as scikit-learn defines it. "r2", "accuracy" and "roc_auc" come back
+        as they are, the others with a minus.
     feature_scale : float, dict, or array-like of shape (n_features,), default=None
         Unit of the radius in each column, by position or by name; zero freezes the column, and so
         does a dict that does not name it. None is the raw unit. It must be numbers: see Notes.

@@ -18,7 +18,14 @@ Array = npt.NDArray[np.float64]
 
 _METRICS = {
     "mse": "Adversarial mean squared error (squared units of y)",
+    "rmse": "Adversarial root mean squared error (units of y)",
     "mae": "Adversarial mean absolute error (units of y)",
+    "r2": "Adversarial $R^2$",
+    "quantile": "Adversarial pinball loss (units of y)",
+    "poisson": "Adversarial Poisson deviance",
+    "gamma": "Adversarial gamma deviance",
+    "log_loss": "Adversarial log loss",
+    "roc_auc": "Adversarial area under the ROC curve",
     "accuracy": "Adversarial accuracy (share of rows)",
 }
 
