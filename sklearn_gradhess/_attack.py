@@ -155,7 +155,11 @@ class Attack:
 def _matrix(covariance: Any) -> Any:
     """Covariance as an array, if it is one, or the estimator has one."""
     found = getattr(covariance, "covariance_", covariance)
-    return found if found is None or hasattr(found, "fit") else np.asarray(found, dtype=float)
+    if found is None or hasattr(found, "fit"):
+        return found
+    if hasattr(found, "loc") and set(found.index) == set(found.columns):
+        found = found.loc[list(found.columns)]
+    return np.asarray(found, dtype=np.float64)
 
 
 def conditional_covariance(covariance: Any, table: Table, mask: Mask) -> Array:
@@ -183,12 +187,9 @@ def _by_position(covariance: Any, table: Table, mask: Mask) -> tuple[Array, npt.
     """Covariance as an array, and the column of X that each of its columns is about."""
     found = getattr(covariance, "covariance_", covariance)
     names = getattr(covariance, "feature_names_in_", getattr(found, "columns", None))
-    matrix = np.asarray(found, dtype=np.float64)
+    matrix = _matrix(covariance)
     if names is not None and table.names is not None:
         names = list(names)
-        index = getattr(found, "index", None)
-        if index is not None and list(index) != names and set(index) == set(names):
-            matrix = np.asarray(found.loc[names], dtype=np.float64)
         unknown = [name for name in names if name not in table.names]
         missing = [table.names[j] for j in np.flatnonzero(mask) if table.names[j] not in names]
         if unknown or missing:

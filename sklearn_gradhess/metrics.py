@@ -214,7 +214,7 @@ default="uniform_average"
     >>> import numpy as np
     >>> from sklearn_gradhess.metrics import adversarial_loss
     >>> adversarial_loss([0, 1], [-1.0, 2.0], radius=[0.0, 0.5], dual_norm=2.0, loss="log_loss")
-    array([0.22009483, 0.50320443])
+    array([0.22009485, 0.50320443])
     >>> def fourth(y, raw):
     ...     return (raw - y) ** 4
     >>> adversarial_loss([0, 1], [1.0, 2.0], radius=1.0, dual_norm=1.0, loss=fourth)

@@ -125,7 +125,7 @@ def test_imports_within_the_package_go_strictly_downwards(module):
 @each_floor
 def test_the_ground_floor_needs_numpy_and_scipy_and_the_rest_scikit_learn_only(module):
     allowed = {"numpy", "scipy"} if FLOORS[module] == 0 else {"numpy", "scipy", "sklearn", PACKAGE}
-    optional = {"_containers": {"narwhals"}} | dict.fromkeys(PLOTTING, {"matplotlib"})
+    optional = {"_containers": {"narwhals"}} | {name: {"matplotlib"} for name in PLOTTING}
     assert third_party(module) <= allowed | optional.get(module, set())
 
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_gradhess._risk import norm_order
 from sklearn_gradhess.metrics import gradient_adversarial_risk, make_adversarial_scorer
 from sklearn_gradhess.plotting._inputs import as_increasing, by_name
 from sklearn_gradhess.plotting._style import CurveDisplay, as_rows
@@ -124,9 +125,10 @@ class AdversarialRiskDisplay(CurveDisplay):
         ax.set(xlabel=self._radius_label(), ylabel=_METRICS[self.metric])
 
     def _radius_label(self) -> str:
-        if isinstance(self.norm, str):
+        order = norm_order(self.norm)
+        if order is None:
             return "Radius of the attack (Mahalanobis distance)"
-        p = r"\infty" if np.isinf(self.norm) else f"{self.norm:g}"
+        p = r"\infty" if np.isinf(order) else f"{order:g}"
         return rf"Radius of the attack, $\ell_{{{p}}}$ norm ({self.radius_unit})"
 
     @classmethod
