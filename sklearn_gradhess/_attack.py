@@ -155,7 +155,11 @@ class Attack:
 def _matrix(covariance: Any) -> Any:
     """Covariance as an array, if it is one, or the estimator has one."""
     found = getattr(covariance, "covariance_", covariance)
-    return found if found is None or hasattr(found, "fit") else np.asarray(found, dtype=float)
+    if found is None or hasattr(found, "fit"):
+        return found
+    if hasattr(found, "loc") and set(found.index) == set(found.columns):
+        found = found.loc[list(found.columns)]
+    return np.asarray(found, dtype=np.float64)
 
 
 def conditional_covariance(covariance: Any, table: Table, mask: Mask) -> Array:
@@ -183,12 +187,9 @@ def _by_position(covariance: Any, table: Table, mask: Mask) -> tuple[Array, npt.
     """Covariance as an array, and the column of X that each of its columns is about."""
     found = getattr(covariance, "covariance_", covariance)
     names = getattr(covariance, "feature_names_in_", getattr(found, "columns", None))
-    matrix = np.asarray(found, dtype=np.float64)
+    matrix = _matrix(covariance)
     if names is not None and table.names is not None:
         names = list(names)
-        index = getattr(found, "index", None)
-        if index is not None and list(index) != names and set(index) == set(names):
-            matrix = np.asarray(found.loc[names], dtype=np.float64)
         unknown = [name for name in names if name not in table.names]
         missing = [table.names[j] for j in np.flatnonzero(mask) if table.names[j] not in names]
         if unknown or missing:
@@ -299,6 +300,28 @@ class AttackOnTable:
             )
         assert best is not None
         return best
+
+    def rise(self, coef: Array, effects: Sequence[Array], rows: Any, moves: Moves) -> Array:
+        """Change of each output by moves of some rows: shape (n_rows, n_outputs)."""
+        rise = moves.delta @ coef.T
+        for group, effect, level in zip(self.groups, effects, moves.levels, strict=True):
+            now = group.codes[rows]
+            rise = rise + np.where(now >= 0, effect[:, level] - effect[:, now], 0.0).T
+        return np.asarray(rise)
+
+    def gram(self, coef: Array) -> Array:
+        """W W' of the outputs' coefficients W in units in which the attack is a round ball.
+
+        For norm=2 and Mahalanobis; with an axis of rows in front where values are missing.
+        """
+        w = coef[:, self.mask]
+        if self.order is None:
+            return np.asarray(w @ np.asarray(self.covariance) @ w.T)
+        w = w * self.budgets[self.mask]
+        if not self.has_missing:
+            return np.asarray(w @ w.T)
+        present = self._present(slice(None))[:, self.mask].astype(np.float64)
+        return np.einsum("kj,ij,lj->ikl", w, present, w, optimize=True)
 
     def sources(self, rows: Any, levels: Levels) -> npt.NDArray[np.intp]:
         """Row of X that lends each frozen column, for `Table.rebuilt`, so that levels are these."""

@@ -271,7 +271,7 @@ def test_the_message_names_the_model():
 
 
 def test_what_the_scorer_refuses_is_refused():
-    with pytest.raises(ValueError, match="metric must be 'mse', 'mae' or 'accuracy', got 'r2'"):
-        AdversarialRiskDisplay.from_estimator(MODEL, X, Y, metric="r2")
+    with pytest.raises(ValueError, match=r"metric must be one of \['mse', .*\], got 'max'"):
+        AdversarialRiskDisplay.from_estimator(MODEL, X, Y, metric="max")
     with pytest.raises(NotFittedError):
         AdversarialRiskDisplay.from_estimator(Ridge(), X, Y)

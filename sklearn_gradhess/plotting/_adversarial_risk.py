@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_gradhess._risk import norm_order
 from sklearn_gradhess.metrics import gradient_adversarial_risk, make_adversarial_scorer
 from sklearn_gradhess.plotting._inputs import as_increasing, by_name
 from sklearn_gradhess.plotting._style import CurveDisplay, as_rows
@@ -18,7 +19,14 @@ Array = npt.NDArray[np.float64]
 
 _METRICS = {
     "mse": "Adversarial mean squared error (squared units of y)",
+    "rmse": "Adversarial root mean squared error (units of y)",
     "mae": "Adversarial mean absolute error (units of y)",
+    "r2": "Adversarial $R^2$",
+    "quantile": "Adversarial pinball loss (units of y)",
+    "poisson": "Adversarial Poisson deviance",
+    "gamma": "Adversarial gamma deviance",
+    "log_loss": "Adversarial log loss",
+    "roc_auc": "Adversarial area under the ROC curve",
     "accuracy": "Adversarial accuracy (share of rows)",
 }
 
@@ -117,9 +125,10 @@ class AdversarialRiskDisplay(CurveDisplay):
         ax.set(xlabel=self._radius_label(), ylabel=_METRICS[self.metric])
 
     def _radius_label(self) -> str:
-        if isinstance(self.norm, str):
+        order = norm_order(self.norm)
+        if order is None:
             return "Radius of the attack (Mahalanobis distance)"
-        p = r"\infty" if np.isinf(self.norm) else f"{self.norm:g}"
+        p = r"\infty" if np.isinf(order) else f"{order:g}"
         return rf"Radius of the attack, $\ell_{{{p}}}$ norm ({self.radius_unit})"
 
     @classmethod
