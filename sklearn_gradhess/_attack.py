@@ -252,19 +252,22 @@ class AttackOnTable:
         return self._ball(coef, self.n_columns)
 
     def changes(
-        self, coef: Array, radius: float, rows: Any, effects: Sequence[Array] = ()
+        self, coef: Array, radius: float | Array, rows: Any, effects: Sequence[Array] = ()
     ) -> tuple[Array, Array]:
         """Least and greatest change of each output at each row: shape (n_rows, n_outputs).
 
+        radius is one for all rows, or one for each.
         coef is of shape (n_outputs, n_features); effects has for each category the raw prediction
         at each of its levels, up to a constant, of shape (n_outputs, n_levels).
         """
         rows = np.arange(self.table.n_rows)[rows]
         if self.is_uniform:
-            high = np.broadcast_to(radius * self.dual(coef), (len(rows), len(coef)))
+            high = _column(radius) * self.dual(coef)
+            high = np.broadcast_to(high, (len(rows), len(coef)))
             return -high, high
+        radii = np.broadcast_to(radius, len(rows))
         parts = [
-            self._changes(coef, radius, rows[part], effects)
+            self._changes(coef, radii[part], rows[part], effects)
             for part in batches(len(rows), coef.shape[1])
         ]
         low, high = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -341,10 +344,11 @@ class AttackOnTable:
         values = self.table.numbers(rows) + moves.delta
         return self.table.rebuilt(values, self.sources(rows, moves.levels), self.mask)
 
-    def intervals(self, radius: float, rows: Any) -> tuple[Array, Array]:
+    def intervals(self, radius: float | Array, rows: Any) -> tuple[Array, Array]:
         """Least and greatest move of each column in each row, for norm=inf; zero where frozen."""
-        x, budget = self.table.numbers(rows), radius * self.budgets
-        low, high = np.tile(-budget, (len(x), 1)), np.tile(budget, (len(x), 1))
+        x = self.table.numbers(rows)
+        high = np.broadcast_to(_column(radius) * self.budgets, x.shape)
+        low = -high
         with np.errstate(invalid="ignore"):
             if self.bounds is not None:
                 self._check_inside(x)
@@ -391,7 +395,7 @@ class AttackOnTable:
         return np.asarray(~np.isnan(self.table.numbers(rows)))
 
     def _changes(
-        self, coef: Array, radius: float, rows: Any, effects: Sequence[Array]
+        self, coef: Array, radius: Array, rows: Any, effects: Sequence[Array]
     ) -> tuple[Array, Array]:
         ends = []
         for sign in (-1.0, 1.0):
@@ -417,7 +421,7 @@ class AttackOnTable:
             ends.append(sign * best)
         return ends[0], ends[1]
 
-    def _reach(self, coef: Array, radius: float, rows: Any, n_columns: int | None) -> Array:
+    def _reach(self, coef: Array, radius: Array, rows: Any, n_columns: int | None) -> Array:
         """Greatest rise by numbers in so many columns, of shape (n_rows, n_outputs)."""
         if n_columns == 0 or not self.mask.any():
             return np.zeros((len(rows), len(coef)))
@@ -430,9 +434,9 @@ class AttackOnTable:
                 [largest(np.where(w > 0, b, a) * w, n_columns).sum(axis=1) for w in coef]
             )
         if not self.has_missing:
-            return np.broadcast_to(radius * self._ball(coef, n_columns), (len(rows), len(coef)))
+            return np.asarray(_column(radius) * self._ball(coef, n_columns))
         present = self._present(rows)
-        return radius * np.column_stack(
+        return _column(radius) * np.column_stack(
             [self._ball(np.where(present, w, 0.0), n_columns) for w in coef]
         )
 
@@ -453,21 +457,29 @@ class AttackOnTable:
         v = largest(np.where(present, self.budgets * coef, 0.0), n_columns)
         return np.asarray(radius * self.budgets * _steepest(v, self.order))
 
-    def _switches(self, effects: Sequence[Array], radius: float, rows: Any) -> tuple[Array, Levels]:
+    def _switches(
+        self, effects: Sequence[Array], radius: float | Array, rows: Any
+    ) -> tuple[Array, Levels]:
         """Rise by the best level of each category, and which: shapes (n_groups, n_rows)."""
         gains, levels = np.zeros((len(self.groups), len(rows))), []
         for i, group in enumerate(self.groups):
             now = group.codes[rows]
             to = now.copy()
-            if radius > 0 and radius * group.budget >= 1 - _ROUNDING:
+            moving = np.asarray(radius) > 0
+            can = moving & (np.where(moving, radius, 1.0) * group.budget >= 1 - _ROUNDING)
+            if can.any():
                 effect = np.broadcast_to(effects[i], (len(rows), len(group.sources)))
                 best = np.argmax(effect, axis=1)
                 at = np.arange(len(rows))
                 rise = effect[at, best] - effect[at, now]
-                switch = (now >= 0) & (rise > 0)
+                switch = can & (now >= 0) & (rise > 0)
                 gains[i], to = np.where(switch, rise, 0.0), np.where(switch, best, now)
             levels.append(to)
         return gains, levels
+
+
+def _column(radius: float | Array) -> Array:
+    return np.reshape(radius, (-1, 1))
 
 
 def _rank(gains: Array) -> npt.NDArray[np.intp]:

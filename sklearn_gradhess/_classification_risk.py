@@ -1,5 +1,6 @@
 """Risk of classifiers under attack: accuracy, ranking and log loss."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,23 @@ from sklearn_gradhess._linear import LinearResponse, linear_scores, log_odds
 from sklearn_gradhess._options import (
     AdversarialRisk,
     Options,
+    by_search,
     curve,
     kind_of,
     searched,
-    searched_kind,
 )
 from sklearn_gradhess._probe import respond
 from sklearn_gradhess._search import worst_responses
 from sklearn_gradhess._table import batches
 from sklearn_gradhess._validation import check_weights
 
-__all__ = ["accuracy_under_attack", "auc_under_attack", "log_loss_under_attack"]
+__all__ = [
+    "accuracy_under_attack",
+    "auc_under_attack",
+    "label_search",
+    "labels_of",
+    "log_loss_under_attack",
+]
 
 Array = npt.NDArray[np.float64]
 
@@ -31,8 +38,8 @@ Array = npt.NDArray[np.float64]
 N_ASCENT = 50
 
 
-def _labels(estimator: Any, y: Any, n: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Labels as a vector, and the classes; ValueError if they are of another type."""
+def labels_of(estimator: Any, y: Any, n: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return labels as a vector, and the classes; ValueError if they are of another type."""
     y, classes = column_or_1d(y), np.asarray(estimator.classes_)
     check_consistent_length(np.empty(n), y)
     texts = [_is_text(y), _is_text(classes)]
@@ -59,7 +66,7 @@ def accuracy_under_attack(
     """Share of rows that are right whatever the attack, at each of the radii."""
     most = float(radii.max(initial=0.0))
     found = linear_scores(estimator, attack, options.link, options.on_nonaffine, most)
-    y, classes = _labels(estimator, y, attack.table.n_rows)
+    y, classes = labels_of(estimator, y, attack.table.n_rows)
     weights = check_weights(weights, np.empty((len(y), 1)))
     if found is None:
         return _searched_accuracy(estimator, attack, y, radii, weights, options)
@@ -91,16 +98,17 @@ def _scoring_method(estimator: Any) -> str | None:
     return next((method for method in methods if hasattr(estimator, method)), None)
 
 
-def _searched_accuracy(
-    estimator: Any, attack: AttackOnTable, y: Any, radii: Array, weights: Any, options: Options
-) -> AdversarialRisk:
-    classes = np.asarray(estimator.classes_)
-    code = {label: k for k, label in enumerate(classes.tolist())}
-    true = np.array([code.get(label, -1) for label in y.tolist()])
+def label_search(
+    estimator: Any, true: npt.NDArray[np.intp]
+) -> tuple[Callable[[Any], Array], Callable[[Array, Any], Array]]:
+    """Responses and loss of a search for wrong labels; true is the class of each row, or -1.
+
+    The last column of the responses is the label, which decides; the scores show the way.
+    """
+    code = {label: k for k, label in enumerate(np.asarray(estimator.classes_).tolist())}
     method = _scoring_method(estimator)
 
     def responses(rows: Any) -> Array:
-        # the label decides, the score shows the way
         labels = np.asarray(estimator.predict(rows))
         codes = np.array([code[label] for label in labels.tolist()], dtype=np.float64)
         if method is None:
@@ -113,7 +121,7 @@ def _searched_accuracy(
         score = response[:, :-1]
         if score.shape[1] == 1:
             score = np.column_stack([np.zeros(len(score)), score])
-        if score.shape[1] != len(classes):
+        if score.shape[1] != len(code):
             return wrong.astype(np.float64)
         at = np.arange(len(score))
         own = score[at, np.maximum(true[rows], 0)].copy()
@@ -122,6 +130,16 @@ def _searched_accuracy(
         margin = own - rival.max(axis=1)
         # any wrong label is worse than any right one
         return np.asarray(np.where(wrong, 2.0, 0.0) - margin / (1 + np.abs(margin)))
+
+    return responses, loss
+
+
+def _searched_accuracy(
+    estimator: Any, attack: AttackOnTable, y: Any, radii: Array, weights: Any, options: Options
+) -> AdversarialRisk:
+    code = {label: k for k, label in enumerate(np.asarray(estimator.classes_).tolist())}
+    true = np.array([code.get(label, -1) for label in y.tolist()])
+    responses, loss = label_search(estimator, true)
 
     def at(radius: float) -> float:
         worst = worst_responses(
@@ -134,7 +152,7 @@ def _searched_accuracy(
         )
         return float(np.average(worst[:, -1] == true, weights=weights))
 
-    return AdversarialRisk(curve(radii, at), searched_kind(options), None)
+    return by_search(radii, at, options)
 
 
 def auc_under_attack(
@@ -142,7 +160,7 @@ def auc_under_attack(
 ) -> AdversarialRisk:
     """Area under the ROC curve of the worst attack, at each of the radii."""
     most = float(radii.max(initial=0.0))
-    y, classes = _labels(estimator, y, attack.table.n_rows)
+    y, classes = labels_of(estimator, y, attack.table.n_rows)
     if len(classes) != 2:
         raise ValueError(
             f"metric='roc_auc' is for two classes, and {type(estimator).__name__} has "
@@ -163,7 +181,7 @@ def auc_under_attack(
             worst = searched(estimator, method, attack, radius, loss, options)[:, -1]
             return roc_auc_score(positive, worst, sample_weight=weights)
 
-        return AdversarialRisk(curve(radii, at), searched_kind(options), None)
+        return by_search(radii, at, options)
     raw, coef = scores.raw[:, 1] - scores.raw[:, 0], scores.coef[1:] - scores.coef[:1]
     effects = [e[1:] - e[:1] for e in scores.effects]
 
@@ -182,7 +200,7 @@ def log_loss_under_attack(
     """Log loss of the worst attack, at each of the radii."""
     most = float(radii.max(initial=0.0))
     found = log_odds(estimator, attack, options.link, options.on_nonaffine, most)
-    y, classes = _labels(estimator, y, attack.table.n_rows)
+    y, classes = labels_of(estimator, y, attack.table.n_rows)
     unknown = ~np.isin(y, classes)
     if unknown.any():
         raise ValueError(
@@ -197,11 +215,11 @@ def log_loss_under_attack(
         def loss(response: Array, rows: Any) -> Array:
             return -np.log(np.maximum(response[np.arange(len(rows)), true[rows]], 1e-300))
 
-        def by_search(radius: float) -> Any:
+        def found_loss(radius: float) -> Any:
             worst = searched(estimator, "predict_proba", attack, radius, loss, options)
             return log_loss(y, worst, labels=classes, sample_weight=weights)
 
-        return AdversarialRisk(curve(radii, by_search), searched_kind(options), None)
+        return by_search(radii, found_loss, options)
     raw = found.raw - found.raw[rows, true][:, None]
 
     def at(radius: float) -> float:

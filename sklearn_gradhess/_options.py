@@ -18,10 +18,10 @@ __all__ = [
     "SCORES",
     "AdversarialRisk",
     "Options",
+    "by_search",
     "curve",
     "kind_of",
     "searched",
-    "searched_kind",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -104,9 +104,14 @@ def kind_of(found: LinearResponse, otherwise: str = "exact") -> str:
     return otherwise if found.is_affine else "first order"
 
 
-def searched_kind(options: Options) -> str:
-    """Say what the result of a search is of the true value."""
-    return "upper bound" if options.metric in SCORES else "lower bound"
+def by_search(radii: Array, value: Callable[[float], Any], options: Options) -> AdversarialRisk:
+    """Values that a search finds, none better than at a smaller radius: that attack is allowed."""
+    is_score = options.metric in SCORES
+    found, order = curve(radii, value).ravel(), np.argsort(radii, axis=None)
+    worst = np.minimum if is_score else np.maximum
+    found[order] = worst.accumulate(found[order])
+    kind = "upper bound" if is_score else "lower bound"
+    return AdversarialRisk(found.reshape(radii.shape), kind, None)
 
 
 def searched(

@@ -21,10 +21,10 @@ from sklearn_gradhess._link import IDENTITY
 from sklearn_gradhess._options import (
     AdversarialRisk,
     Options,
+    by_search,
     curve,
     kind_of,
     searched,
-    searched_kind,
 )
 from sklearn_gradhess._probe import check_finite, respond
 from sklearn_gradhess._validation import check_weights
@@ -178,4 +178,4 @@ def _searched_regression(
             raise ValueError(_not_positive(estimator, options, worst, f"under radius {radius:g}"))
         return metric.mean(y, worst, sample_weight=weights)
 
-    return AdversarialRisk(curve(radii, at), searched_kind(options), None)
+    return by_search(radii, at, options)

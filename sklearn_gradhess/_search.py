@@ -144,7 +144,7 @@ class _Run:
         self.columns = np.flatnonzero(attack.mask)
         self.delta = np.zeros((len(rows), attack.table.n_columns))
         self.levels = [group.codes[rows].copy() for group in attack.groups]
-        self.response = respond(attack.table.native(rows))
+        self.response = np.array(respond(attack.table.native(rows)), dtype=np.float64)
         self.value = loss(self.response, rows)
         self.start, self.plain = self.value.copy(), self.response.copy()
         # each column to an end of its own, whatever the others do

@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_consistent_length
 
 from sklearn_gradhess._affine import EffectiveCoef, effective_coef
 from sklearn_gradhess._attack import Attack
+from sklearn_gradhess._attacked_rows import certified_radius, worst_case_inputs
 from sklearn_gradhess._gradient_risk import GradientAdversarialRisk, gradient_adversarial_risk
 from sklearn_gradhess._options import AdversarialRisk, Options
 from sklearn_gradhess._risk import dual_norm, gaussian_adversarial_risk
@@ -25,11 +26,13 @@ __all__ = [
     "adversarial_loss",
     "adversarial_mean_absolute_error",
     "adversarial_mean_squared_error",
+    "certified_radius",
     "dual_norm",
     "effective_coef",
     "gaussian_adversarial_risk",
     "gradient_adversarial_risk",
     "make_adversarial_scorer",
+    "worst_case_inputs",
 ]
 
 Array = npt.NDArray[np.float64]

@@ -48,16 +48,17 @@ FLOORS = {
     "_classification_risk": 9,
     "_regression_risk": 9,
     "_scorer": 10,
+    "_attacked_rows": 11,
     "linear_model": 5,
-    "metrics": 11,
+    "metrics": 12,
     "plotting._inputs": 5,
     "plotting._style": 5,
-    "plotting._adversarial_risk": 12,
+    "plotting._adversarial_risk": 13,
     "plotting._convergence": 6,
     "plotting._hessian_spectrum": 6,
     "plotting._noise_calibration": 6,
-    "plotting": 13,
-    "__init__": 14,
+    "plotting": 14,
+    "__init__": 15,
 }
 MAX_FILE_LINES = 710  # docstrings included
 MAX_BODY_LINES = 60
