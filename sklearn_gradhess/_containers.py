@@ -43,7 +43,8 @@ def contain(X: Any) -> Container:
         container: Container = _Sparse(X)
     elif hasattr(X, "iloc") and hasattr(X, "columns"):
         container = _Pandas(X)
-    elif hasattr(X, "columns") or type(X).__module__.partition(".")[0] == "polars":
+    elif hasattr(type(X), "columns") or "columns" in getattr(X, "__dict__", ()):
+        # asked of the type, for a lazy frame works at the question
         container = _OtherFrame(X)
     else:
         container = _Array(X)

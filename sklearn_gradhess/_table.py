@@ -231,7 +231,7 @@ def _kind(container: Container, j: int) -> str:
 def _factorized(column: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
     """Give each value of a column a number, -1 where one is missing."""
     if column.dtype.kind in "biufUSmM":
-        missing = np.isnan(column) if column.dtype.kind == "f" else np.zeros(len(column), bool)
+        missing = column != column  # NaN and NaT
         codes = np.unique(column, return_inverse=True)[1].astype(np.intp)
         codes[missing] = -1
         return codes
