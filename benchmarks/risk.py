@@ -151,8 +151,8 @@ def intervals_coverage(reps, shapes, batch_sizes, excess_risks):
 @theme(
     "Risk: coverage of the 95 % intervals from few batches, and of one-hot columns",
     target="0.90 or more from k = p + 4 on; p counts the intercept",
-    short={"reps": 200, "features": (1, 4), "batch_sizes": (1, 16), "extra": (4, 8)},
-    long={"reps": 1000, "features": (1, 2, 4, 10), "batch_sizes": (1, 4, 64), "extra": (4, 5, 8)},
+    short={"reps": 200, "features": (2, 4), "batch_sizes": (1, 16), "extra": (4, 8)},
+    long={"reps": 1000, "features": (2, 4, 10), "batch_sizes": (1, 4, 64), "extra": (4, 5, 8)},
 )
 def few_batches(reps, features, batch_sizes, extra):
     """Count the intervals that hold the truth, with d Gaussian features or d levels in single rows.

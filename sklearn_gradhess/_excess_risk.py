@@ -125,12 +125,28 @@ def _factorize(rows: Array, gradients: Array) -> tuple[Array, Array, Array, Arra
     return q[:, :rank], factor[:rank, :rank], kept, unit[kept]
 
 
+def _check_leverage(q: Array, factor: Array, kept: Any, has_intercept: bool) -> None:
+    """Refuse a batch that alone tells of a combination of columns: that leaves no error of its."""
+    leverage = np.sum(q**2, axis=1)
+    b = int(np.argmax(leverage))
+    if leverage[b] > 1 - 1e-9:
+        size = np.abs(solve_triangular(factor, q[b]))
+        parts = sorted(j - has_intercept for j in kept[size > 1e-6 * size.max()].tolist())
+        names = ", ".join("the intercept" if j < 0 else f"feature {j}" for j in parts[:5])
+        raise ValueError(
+            f"Batch {b} alone tells of a combination of {names}{', ...' * (len(parts) > 5)}, which "
+            f"in the other {len(q) - 1} is zero, noise and all: it cannot be known. Use more "
+            "samples, or leave one of these columns, with its coefficient, out of the gradients."
+        )
+
+
 def of_pairs(
     g: Array, pair: Array, n: float, has_intercept: bool, level: float
 ) -> tuple[Estimate, Estimate, float]:
     """m^2, v^2 and a^2 of antithetic pairs, in coordinates where S is the identity."""
     h, c = (pair - g) / 2, (pair + g) / 2
     q, factor, kept, unit = _factorize(h, np.maximum(np.abs(g), np.abs(pair)))
+    _check_leverage(q, factor, kept, has_intercept)
     k, p = q.shape
     white_h = np.sqrt(k) * q
     white_c = solve_triangular(factor, np.sqrt(k) * (c[:, kept] / unit).T, trans="T").T
@@ -243,7 +259,9 @@ def _mse_of_trace(x: Array, w: Array, told: tuple[float, float], n: float, level
     spread = (along_c / unit - share * along_h).var(ddof=1) / d**2
     spread = max(spread, _shrunk(spread, 2 / d + (2 + 2 / d) / n, k))
     # The trace of an inverse Wishart matrix, in the relative variance of an inverse chi-square
-    kurtosis = max((along_h / np.sqrt(1 - along_h / k)).var(ddof=1) / (2 * d), 1.0)
+    kurtosis = max(
+        (along_h / np.sqrt(np.maximum(1 - along_h / k, 1 / k))).var(ddof=1) / (2 * d), 1.0
+    )
     kurtosis = max(kurtosis, _shrunk(kurtosis, 1 + (d + 2) / n, k))
     inverse = 4 + d * (k - d) * max(k - d - 3, 1) / (k - 1) / kurtosis
     of_c = _chi(2 * (k - 1) / spread, level)

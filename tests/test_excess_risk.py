@@ -7,7 +7,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sklearn_gradhess._excess_risk import _chi, _metric_extremes, _share, of_pairs, of_single_noise
+from sklearn_gradhess._excess_risk import (
+    _chi,
+    _metric_extremes,
+    _share,
+    _signal_limits,
+    _student,
+    of_pairs,
+    of_single_noise,
+)
 from sklearn_gradhess._gradient_risk import gradient_adversarial_risk
 from sklearn_gradhess._risk import closed_form
 from sklearn_gradhess.exceptions import CalibrationWarning
@@ -119,6 +127,16 @@ def test_limits_that_come_of_the_metric_are_those_of_chi_square():
     np.testing.assert_allclose(_chi(7.0, level), stats.chi2(7).ppf([0.05, 0.95]) / 7)
 
 
+def test_limits_that_come_of_noise_are_those_of_student():
+    assert _student(7.0, 0.9) == pytest.approx(stats.t(7).ppf(0.95))
+    # one coordinate of mean 3, its variance w: the square less w has the variance 4 w s + 2 w^2
+    w, t = 0.25, 2.0
+    low, high = _signal_limits(3.0**2 - w, 4 * w, 2 * w**2, t)
+    root = np.sqrt(3.0**2 - w / 2)
+    assert (low, high) == pytest.approx([(root + s * t * np.sqrt(w)) ** 2 - w / 2 for s in (-1, 1)])
+    assert _signal_limits(0.1, 4 * w, 2 * w**2, t)[0] == 0.0
+
+
 REPS = 300
 # four binomial standard errors above one side of nominal 95 % and below 90 % of both
 SIDE = 0.05 + 4 * np.sqrt(0.05 * 0.95 / REPS)
@@ -193,12 +211,16 @@ def test_each_limit_of_single_noise_has_its_own_tail(m2, intercept):
     assert below + above >= 0.02
 
 
-def test_errors_of_the_excess_risk_go_into_the_risk():
+@pytest.mark.parametrize(
+    ("m2", "a", "radius", "n", "s2"),
+    [(1.0, 1.5, 0.7, 16, 0.5), (9.0, 6.0, 20.0, 16, 0.5), (9.0, 6.0, 20.0, 16, 400.0)],
+)
+def test_errors_of_the_excess_risk_go_into_the_risk(m2, a, radius, n, s2):
     # target "clean" with a mean residual: the log of the risk has the variance of the influences
     # of m^2 and of a^2 through the closed form, here by differences
     rng = np.random.default_rng(1)
-    k, n, radius = 4000, 16, 0.7
-    clean, noise = (g[0] for g in draw_pairs(rng, 1, 2, k, n, m2=1.0, s2=0.5, mean_residual=1.5))
+    k = 4000
+    clean, noise = (g[0] for g in draw_pairs(rng, 1, 2, k, n, m2=m2, s2=s2, mean_residual=a))
     found = estimate(clean, noise, n, intercept=True, radius=radius, target="clean")
     inverse, mean = np.linalg.inv(noise.T @ noise / k), clean.mean(axis=0)
     a, m2 = mean[0], mean @ inverse @ mean
@@ -246,6 +268,20 @@ def test_a_level_that_nearly_all_rows_have_is_hardly_seen_too(position, rng):
     with pytest.raises(ValueError, match=rf": {2 - (position == 'last')} \(in 2\)"):
         gradient_adversarial_risk(
             *g, coef=np.ones(2), batch_size=1, radius=0.0, has_intercept=True,
+            intercept_position=position,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("position", ["first", "last"])
+def test_a_combination_that_one_batch_alone_shows_is_named(position, rng):
+    z = np.insert(rng.standard_normal((40, 4)), 0, 1.0, axis=1)
+    z[:, 3] = 2 * z[:, 1]
+    z[7, 3] += 1.0  # neither column is rare, their difference is
+    g = single_rows(rng, z if position == "first" else np.roll(z, -1, axis=1))
+    message = "Batch 7 alone tells of a combination of feature 0, feature 2, which in the other 39"
+    with pytest.raises(ValueError, match=message):
+        gradient_adversarial_risk(
+            *g, coef=np.ones(4), batch_size=1, radius=0.0, has_intercept=True,
             intercept_position=position,
         )  # fmt: skip
 
@@ -336,6 +372,20 @@ def test_a_sound_scale_is_never_called_wrong(single):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CalibrationWarning)
                 estimate(c, h, 4, intercept=True, single=single, target="clean")
+
+
+def test_signs_that_cancel_in_few_batches_are_no_wrong_scale(rng):
+    # two rows a batch: the intercept's noise is zero in half of the batches, here in all
+    k, n = 6, 2
+    x, signs = rng.standard_normal((k, n)), np.tile([1.0, -1.0], (k, 1))
+    z = np.stack([np.ones((k, n)), x], axis=-1)
+    residual = x + rng.standard_normal((k, n))
+    clean, noise = (np.einsum("knd,kn->kd", z, r) / n for r in (residual, np.sqrt(n) * signs))
+    found = estimate(clean, noise, n, intercept=True, target="clean")
+    assert np.isfinite(found.mean_squared_error)
+    clean[:, 0] = 0.0  # nothing at all: no gradient of the intercept
+    with pytest.raises(ValueError, match="shows a total target noise of 0, not the calibrated 2"):
+        estimate(clean, noise, n, intercept=True, target="clean")
 
 
 @pytest.mark.parametrize(
