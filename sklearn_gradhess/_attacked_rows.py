@@ -89,7 +89,7 @@ def certified_radius(
 
     References
     ----------
-    MATH section 11.
+    MATH section 5.2.
 
     Examples
     --------
@@ -193,7 +193,7 @@ def worst_case_inputs(
 
     References
     ----------
-    MATH section 11.
+    MATH section 5.2.
 
     Examples
     --------

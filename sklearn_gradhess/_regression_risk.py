@@ -72,6 +72,7 @@ def regression_risk(
 ) -> AdversarialRisk:
     """Risk of a regressor, or its R2, at each of the radii."""
     metric, most = _regression(options), float(radii.max(initial=0.0))
+    weights = check_weights(weights, np.empty((attack.table.n_rows, 1)))
     found = linear_predictions(estimator, attack, options.link, options.on_nonaffine, most)
     if found is None:
         return _searched_regression(estimator, attack, y, radii, weights, options)
@@ -136,10 +137,10 @@ def _joint(
             f"multioutput='joint' needs affine predictions, but these are affine behind the link "
             f"{found.link.name!r}. Use 'uniform_average'."
         )
-    w = check_weights(weights, y)
     importance = np.full(y.shape[1], 1.0 / y.shape[1])
     if options.metric == "r2":
-        variance = np.average(np.square(y - np.average(y, axis=0, weights=w)), axis=0, weights=w)
+        centred = y - np.average(y, axis=0, weights=weights)
+        variance = np.average(np.square(centred), axis=0, weights=weights)
         if not np.all(variance > 0):
             raise ValueError("multioutput='joint' with metric='r2' needs outputs that vary.")
         importance = importance / variance
@@ -148,7 +149,7 @@ def _joint(
     error = (found.raw - y) * root
 
     def at(radius: float) -> float:
-        risk = float(np.average(joint_square(error, gram, radius), weights=w))
+        risk = float(np.average(joint_square(error, gram, radius), weights=weights))
         return 1 - risk if options.metric == "r2" else risk
 
     return AdversarialRisk(

@@ -2,7 +2,7 @@
 
 An attack moves an affine prediction to anywhere in an interval. A loss that falls to its minimum
 and then rises is largest at one of the two ends: every loss convex in the raw prediction, and every
-such loss after a monotone link (MATH section 11).
+such loss after a monotone link (MATH section 5.3).
 """
 
 from collections.abc import Callable

@@ -210,7 +210,7 @@ default="uniform_average"
 
     References
     ----------
-    MATH section 11.
+    MATH section 5.3.
 
     Examples
     --------

@@ -654,3 +654,30 @@ def test_as_many_batches_as_needed_and_not_one_less(scheme):
             ValueError, match=r"Only . batch gradients for 3 .* than 5\. Use a|no n"
         ):
             run(k)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((1.0, np.inf, 0.0), 1.0),
+        ((1.0, 0.0, np.inf), 1.0),
+        ((0.0, 2.0, np.inf), np.inf),
+        ((np.inf, 2.0, 0.0), np.inf),
+        ((0.0, np.inf, 0.0), 0.0),
+        ((1.0, np.inf, 1.0), np.inf),
+    ],
+)
+def test_no_attack_is_none_against_infinite_coefficients_too(arguments, expected):
+    assert gaussian_adversarial_risk(*arguments) == expected
+
+
+@pytest.mark.parametrize("norm", [None, "two", [2], 0.5, np.nan])
+def test_unknown_norms_are_told_of(norm):
+    with pytest.raises(
+        ValueError, match=r"norm must be >= 1, inf or 'mahalanobis', got .*n_columns"
+    ):
+        dual_norm([1.0, 2.0], norm)
+
+
+def test_infinity_may_be_spelt():
+    assert dual_norm([1.0, -2.0], "inf") == dual_norm([1.0, -2.0], np.inf) == 3.0
