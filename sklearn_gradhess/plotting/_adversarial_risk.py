@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.utils import check_scalar
 
 from sklearn_gradhess._risk import norm_order
 from sklearn_gradhess.metrics import (
@@ -155,7 +157,7 @@ class AdversarialRiskDisplay(CurveDisplay):
             _remark(ax, self.radii, float(self.constant))
 
     def _worse_from(self) -> list[float]:
-        values = as_rows(self.value)
+        values = as_rows(self.value, "value")
         if self.constant is None:
             return [np.inf] * len(values)
         gap = values - self.constant
