@@ -141,7 +141,7 @@ class _Sparse(Container):
     def rebuilt(self, values: Any, sources: Rows, movable: Mask) -> Any:
         kind = sparse.csr_array if isinstance(self.X, sparse.sparray) else sparse.csr_matrix
         if movable.all():
-            return kind(values)
+            return self._indexed(kind(values))
         most = sources if sources.ndim == 1 else sources[:, 0]
         lent = self.X[most] @ sparse.diags_array(np.where(movable, 0.0, 1.0))
         rows = sparse.csr_array(sparse.csr_array(values) @ sparse.diags_array(1.0 * movable) + lent)
@@ -150,7 +150,13 @@ class _Sparse(Container):
             rows = rows.tolil()
             for j in apart.tolist():
                 rows[:, [j]] = self.column(j)[sources[:, j], None]
-        return kind(rows)
+        return self._indexed(kind(rows))
+
+    def _indexed(self, rows: Any) -> Any:
+        # as wide as those of X: some estimators take no others
+        rows.indices = rows.indices.astype(self.X.indices.dtype, copy=False)
+        rows.indptr = rows.indptr.astype(self.X.indptr.dtype, copy=False)
+        return rows
 
 
 class _Pandas(Container):

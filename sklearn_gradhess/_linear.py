@@ -20,6 +20,7 @@ from sklearn_gradhess._link import IDENTITY, LINKS, Link
 from sklearn_gradhess._probe import (
     REFUSALS,
     Domain,
+    NoSlopeError,
     Probed,
     check_finite,
     is_blind,
@@ -161,7 +162,13 @@ def _first(
         link = LINKS[name]
         if failed and method == failed[-1].method and not link.is_defined(response):
             continue
-        probed = _probed(estimator, attack, method, link)
+        try:
+            probed = _probed(estimator, attack, method, link)
+        except NoSlopeError:
+            # an exponential can overflow where its logarithm does not
+            if (method, name) == candidates[-1]:
+                raise
+            continue
         if not failed or method != failed[-1].method:
             response = check_finite(estimator, respond(estimator, attack.table.X, method), method)
             response = response.reshape(len(response), -1)

@@ -18,7 +18,16 @@ from sklearn_gradhess._categories import Category
 from sklearn_gradhess._link import IDENTITY, Link
 from sklearn_gradhess._table import Table, batch_rows, batches
 
-__all__ = ["REFUSALS", "Domain", "Probed", "check_finite", "is_blind", "probe", "respond"]
+__all__ = [
+    "REFUSALS",
+    "Domain",
+    "NoSlopeError",
+    "Probed",
+    "check_finite",
+    "is_blind",
+    "probe",
+    "respond",
+]
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -67,6 +76,10 @@ def check_finite(estimator: Any, response: Array, response_method: str) -> Array
     return response.astype(np.float64)
 
 
+class NoSlopeError(ValueError):
+    """A prediction is not finite where a column moves within the range of the data."""
+
+
 class _Raw(NamedTuple):
     """Raw predictions, the error of each for one rounding of the prediction, and predictions."""
 
@@ -77,7 +90,7 @@ class _Raw(NamedTuple):
 
 def is_blind(raw: _Raw) -> Mask:
     """Where a prediction is so near the end of its range that it does not tell the raw one."""
-    return np.asarray(~(ROUNDINGS * raw.error < BLIND))
+    return np.asarray(~np.isfinite(raw.error))
 
 
 class _Check(NamedTuple):
@@ -165,6 +178,7 @@ class _Prober:
         """Raw predictions behind predictions."""
         response = response.reshape(len(response), -1).astype(np.float64)
         error = self.epsilon * self.link.error(response)
+        error[ROUNDINGS * error >= max(BLIND, 1e4 * self.epsilon)] = np.inf
         return _Raw(self.link.raw(response), error, response)
 
     def predict(self, values: Any, sources: Any) -> _Raw:
@@ -438,7 +452,7 @@ def probe(
         raise ValueError(prober.complaint(error)) from error
     if link is IDENTITY and not np.isfinite(coef).all():
         bad = np.flatnonzero(~np.isfinite(coef).all(axis=0))
-        raise ValueError(
+        raise NoSlopeError(
             f"{name} returns NaN or infinity where column {table.label(bad)} moves within the "
             "range of the data: there is no slope. Name the columns that can move with features=."
         )

@@ -455,3 +455,12 @@ def test_whole_steps_are_all_that_is_asked_of_a_model():
     assert_allclose(-scorer(model, table, y), expected, rtol=1e-10)
     with pytest.raises(ValueError, match="is not affine"):
         make_adversarial_scorer(1.5, "inf", integer=None)(model, table, y)
+
+
+@pytest.mark.parametrize("kind", ["seconds since 1970", "single precision"])
+def test_a_link_where_the_exponential_overflows_or_is_coarse(kind):
+    rows = X + np.where(np.arange(D) == 0, 1.6e9, 0.0)
+    rows = rows if kind.startswith("seconds") else X.astype(np.float32)
+    model = scaled(PoissonRegressor()).fit(rows, Y)
+    risk = make_adversarial_scorer(0.2, feature_scale=STD).explain(model, rows, Y)
+    assert (risk.kind, risk.link) == ("exact", "log")
