@@ -1,5 +1,6 @@
 """Classification by gradient descent that needs no learning rate and no scaling."""
 
+from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -8,9 +9,12 @@ from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 
-from sklearn_gradhess._losses import MultinomialLoss, make_loss
+from sklearn_gradhess._losses import make_loss
+from sklearn_gradhess._multinomial import MultinomialLoss
 from sklearn_gradhess._sgd import PreconditionedSGD
+from sklearn_gradhess._stream import stream_classes
 from sklearn_gradhess._validation import (
+    Interval,
     StrOptions,
     _fit_context,
     check_rows,
@@ -35,8 +39,14 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     ----------
     loss : {"log_loss"}, default="log_loss"
         Loss.
-    alpha : float, default=0.0
-        Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted.
+    alpha : float or "auto", default="auto"
+        Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted,
+        in the units that follow. "auto" is one over the sum of the weights, LogisticRegression's
+        ``C=1`` on standardised features; zero is no penalty.
+    penalty_units : {"std", "raw"}, default="std"
+        What the penalty sees: with "std" the coefficient per standard deviation of its feature,
+        so that a fit does not depend on units and equals that on `StandardScaler`'s output; with
+        "raw" the coefficient itself, as in scikit-learn's models.
     fit_intercept : bool, default=True
         Whether to fit an intercept.
     batch_size : int or "auto", default="auto"
@@ -114,6 +124,19 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         The preconditioner, as an estimator of the Hessian where it was last made, with the bound
         (see References) for the curvature. With "identity" a sketch made at the start. Of three
         classes or more, the mean over classes of the Hessian's diagonal blocks.
+    preconditioner_ : {"exact", "sketch", "identity", "estimator", "single"}
+        What was used: the Hessian of all rows, a sketch of it, none, the one given, or noisy
+        gradients.
+    rank_ : int
+        Number of directions of the features that the rows determine.
+    df_ : float
+        Effective degrees of freedom, ``tr H (H + alpha)^-1``, the intercept's included.
+    coef_standard_error_ : ndarray of the shape of `coef_`
+        Standard errors, with the dispersion of the residuals (one for log_loss); as exact as the
+        Hessian: by a sketch of k batches they are off by some ``1/sqrt(2 k)``. Zero along
+        directions that the rows do not determine; NaN for three classes or more.
+    intercept_standard_error_ : float or ndarray
+        Standard error of `intercept_`.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -125,8 +148,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
 
     Notes
     -----
-    The method is that of `PreconditionedSGDRegressor`. In `partial_fit` the models of the first
-    rows of a stream, made at poor coefficients, are dropped once they are an eighth of the whole.
+    The method is that of `PreconditionedSGDRegressor`, `partial_fit` included.
 
     References
     ----------
@@ -138,13 +160,14 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     >>> from sklearn.datasets import load_breast_cancer
     >>> from sklearn_gradhess import PreconditionedSGDClassifier
     >>> X, y = load_breast_cancer(return_X_y=True)
-    >>> round(PreconditionedSGDClassifier(alpha=1e-6).fit(X, y).score(X, y), 2)
+    >>> round(PreconditionedSGDClassifier().fit(X, y).score(X, y), 2)
     0.99
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **PreconditionedSGD._parameter_constraints,
         "loss": [StrOptions({"log_loss"})],
+        "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "class_weight": [StrOptions({"balanced"}), dict, None],
     }
 
@@ -152,7 +175,8 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         self,
         loss: str = "log_loss",
         *,
-        alpha: float = 0.0,
+        alpha: float | str = "auto",
+        penalty_units: str = "std",
         fit_intercept: bool = True,
         batch_size: int | str = "auto",
         max_iter: int = 100,
@@ -175,6 +199,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     ) -> None:
         self.loss = loss
         self.alpha = alpha
+        self.penalty_units = penalty_units
         self.fit_intercept = fit_intercept
         self.batch_size = batch_size
         self.max_iter = max_iter
@@ -247,9 +272,11 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     ) -> Self:
         """Learn from another chunk of a stream, in one pass.
 
-        After `fit` it goes on from there, and drops what `fit` told of itself: `history_`,
-        `n_iter_`, `n_passes_`, `learning_rate_`, `converged_` and `covariance_estimator_`. The
-        penalty is that of all rows seen.
+        Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
+        error, unless the order of the rows sorts by the target. After `fit` it goes on from there,
+        and drops what `fit` told of itself: `history_`, `n_iter_`, `n_passes_`, `learning_rate_`,
+        `converged_` and `covariance_estimator_`. The penalty is that of all rows seen; `alpha` may
+        change, the loss, its parameters and `fit_intercept` may not.
 
         Parameters
         ----------
@@ -258,7 +285,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         y : array-like of shape (n_samples,)
             Labels.
         sample_weight : array-like of shape (n_samples,), default=None
-            Nonnegative weights.
+            Nonnegative weights; if all are zero, the chunk changes nothing.
         classes : array-like of shape (n_classes,), default=None
             All labels that will come; needed on the first call.
 
@@ -270,28 +297,18 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         Raises
         ------
         ValueError
-            If the chunk is not finite or does not fit those before, or a parameter is for fit, or
-            a class weight is refused.
+            If the chunk is not finite, too large or does not fit those before, a parameter is for
+            fit, one has changed that the rows before were seen with, or a class weight is refused.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the rows so far are separable or of one class, or their order sorts by the target.
         """
         with unchanged_on_error(self):
-            first = not hasattr(self, "coef_")
-            X, y, sample_weight = self._validate(X, y, sample_weight, reset=first)
-            if first:
-                if classes is None:
-                    raise ValueError("classes must be passed on the first call to partial_fit.")
-                self.classes_ = np.unique(classes)
-                self.t_ = 0
-            elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-                raise ValueError(
-                    f"classes={np.unique(classes)} is not the same as on the last call to "
-                    f"partial_fit, was: {self.classes_}."
-                )
-            unknown = np.setdiff1d(y, self.classes_)
-            if len(unknown):
-                raise ValueError(
-                    f"y has labels {unknown.tolist()} that are not among classes "
-                    f"{self.classes_.tolist()}. Name all classes on the first call."
-                )
+            first = not self._begun
+            X, y, sample_weight = self._validate(X, y, sample_weight, reset=first, allow_zero=True)
+            self.classes_ = stream_classes(getattr(self, "classes_", None), classes, y)
             if self.class_weight == "balanced":
                 raise ValueError(
                     "class_weight='balanced' needs all labels at once. Pass a dict of weights to "
@@ -302,17 +319,15 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
             Y, loss = self._encode(y)
             self._refuse_unfit(X, Y)
             weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
-            self._online = self._stream(X, Y, loss, weights)
-            self._store(self._online.W, X.dtype)
-            self.t_ += Y.shape[0]
+            self._learn(X, Y, loss, weights)
         return self
 
     def _validate(
-        self, X: Any, y: Any, sample_weight: Any, *, reset: bool
+        self, X: Any, y: Any, sample_weight: Any, *, reset: bool, allow_zero: bool = False
     ) -> tuple[Any, Any, Array | None]:
         X, y = check_rows(self, X, y, reset=reset)
         check_classification_targets(y)
-        return X, y, check_weights(sample_weight, X)
+        return X, y, check_weights(sample_weight, X, allow_zero=allow_zero)
 
     def _encode(self, y: Any) -> tuple[Array, Any]:
         """One column of zeros and ones for two classes, one-hot rows for more."""

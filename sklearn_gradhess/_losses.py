@@ -12,18 +12,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit, logsumexp, ndtri, softmax, xlogy
+from scipy.special import expit, logit, ndtri, xlogy
 
 __all__ = [
     "GammaLoss",
     "HuberLoss",
     "LogisticLoss",
     "Loss",
-    "MultinomialLoss",
     "PoissonLoss",
     "QuantileLoss",
     "SquaredLoss",
     "TweedieLoss",
+    "logistic_bound",
     "make_loss",
 ]
 
@@ -40,6 +40,8 @@ class Loss(ABC):
     ----------
     name : str
         As users write it.
+    largest_curvature : float
+        Least upper bound of `curvature`.
     quadratic : bool
         Whether the second derivative is one everywhere.
     coupling : int
@@ -72,6 +74,7 @@ class Loss(ABC):
     power: float | None = None
     scale: float | None = None
     scale_tolerance: ClassVar[float] = 0.0
+    largest_curvature: ClassVar[float] = np.inf
 
     @abstractmethod
     def check_y(self, y: Array) -> None:
@@ -126,6 +129,11 @@ class Loss(ABC):
         return self
 
     @property
+    def parameters(self) -> dict[str, float]:
+        """What the user says of it, by the name of the parameter."""
+        return {}
+
+    @property
     def calibration(self) -> dict[str, Any] | None:
         """Parameters of an estimator whose noise is calibrated to it; None if none can be."""
         return {"loss": self.name}
@@ -153,7 +161,8 @@ def _probabilities(log_odds: Array) -> tuple[Array, Array]:
     return np.where(positive, large, small), np.where(positive, small, large)
 
 
-def _logistic_bound(log_odds: Array) -> Array:
+def logistic_bound(log_odds: Array) -> Array:
+    """Curvature of the quadratic that bounds a log loss and touches it at these log odds."""
     half = np.maximum(0.5 * np.abs(log_odds), 1e-4)  # the limit is 1/4
     return 0.25 * np.tanh(half) / half
 
@@ -164,6 +173,7 @@ class SquaredLoss(Loss):
     name = "squared_error"
     quadratic = True
     own_unit = True
+    largest_curvature = 1.0
 
     def check_y(self, y: Array) -> None:
         """Accept every finite target."""
@@ -203,6 +213,7 @@ class HuberLoss(Loss):
     name = "huber"
     own_unit = True
     scale: float
+    largest_curvature = 1.0
 
     def __init__(self, epsilon: float = 1.35, scale: float = 1.0) -> None:
         self.epsilon = epsilon
@@ -263,6 +274,11 @@ class HuberLoss(Loss):
         return HuberLoss(self.epsilon, scale)
 
     @property
+    def parameters(self) -> dict[str, float]:
+        """Where it bends, in scales."""
+        return {"epsilon": self.epsilon}
+
+    @property
     def calibration(self) -> dict[str, Any]:
         """Parameters of an estimator, which takes `epsilon` in units of the target."""
         return {"loss": self.name, "epsilon": self.bend}
@@ -283,6 +299,7 @@ class LogisticLoss(Loss):
     name = "log_loss"
     likelihood = True
     asymptotic = True
+    largest_curvature = 0.25
 
     def check_y(self, y: Array) -> None:
         """Refuse targets outside [0, 1]."""
@@ -315,7 +332,7 @@ class LogisticLoss(Loss):
         The second derivative of a confident row is exponentially small, and grows as fast on the
         way back; the bound of Jaakkola and Jordan (2000), tanh(f/2)/(2f), falls like 1/f.
         """
-        return _logistic_bound(raw_prediction)
+        return logistic_bound(raw_prediction)
 
     def link(self, mean: Array) -> Array:
         """Log odds, bounded."""
@@ -452,6 +469,11 @@ class QuantileLoss(Loss):
             return self
         narrower = max(0.7 * np.sqrt(allowed / gap), 0.1) * self.bandwidth
         return QuantileLoss(self.quantile, self.scale, float(narrower))
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """Share below."""
+        return {"quantile": self.quantile}
 
     @property
     def calibration(self) -> None:
@@ -604,9 +626,14 @@ class TweedieLoss(_LogLinkLoss):
         return value, slope_up - slope_down, up * rising + down * falling
 
     @property
+    def parameters(self) -> dict[str, float]:
+        """Of the mean."""
+        return {"power": self.power}
+
+    @property
     def calibration(self) -> dict[str, Any]:
         """Parameters of an estimator."""
-        return {"loss": self.name, "power": self.power}
+        return {"loss": self.name, **self.parameters}
 
 
 def _refuse_beyond_exponential(y: Array) -> None:
@@ -633,63 +660,3 @@ def make_loss(
     if name not in makers:
         raise ValueError(f"Unknown loss {name!r}; known are {sorted(makers)}.")
     return makers[name]()
-
-
-class MultinomialLoss(Loss):
-    """Multinomial log loss with symmetric softmax link; targets are one-hot rows.
-
-    Unlike the other losses it couples the columns of the raw prediction: `value` has one entry a
-    row, `curvature` is the diagonal of the row's Hessian ``diag(p) - p p'``, and
-    `hessian_product` multiplies by the whole of it.
-    """
-
-    name = "multinomial"
-    coupling = 2
-    likelihood = True
-    asymptotic = True
-
-    @property
-    def calibration(self) -> dict[str, Any]:
-        """Of each class against the rest."""
-        return {"loss": "log_loss"}
-
-    def check_y(self, y: Array) -> None:
-        """Accept one-hot rows, which the classifier makes itself."""
-
-    def value(self, y: Array, raw_prediction: Array) -> Array:
-        """Negative log likelihood of each row."""
-        shifted = raw_prediction - raw_prediction.max(axis=1, keepdims=True)
-        return logsumexp(shifted, axis=1) - np.sum(y * shifted, axis=1)
-
-    def gradient(self, y: Array, raw_prediction: Array) -> Array:
-        """Probabilities minus targets."""
-        return softmax(raw_prediction, axis=1) - y
-
-    def curvature(self, y: Array, raw_prediction: Array) -> Array:
-        """Diagonal of the Hessian, p (1 - p)."""
-        p = softmax(raw_prediction, axis=1)
-        return p * (1 - p)
-
-    def stiffness(self, y: Array, raw_prediction: Array) -> Array:
-        """Bound of each class against the rest, as for two classes."""
-        p = softmax(raw_prediction, axis=1)
-        return _logistic_bound(logit(np.clip(p, 1e-12, 1 - 1e-12)))
-
-    def link(self, mean: Array) -> Array:
-        """Centred logarithms of the class frequencies, bounded."""
-        raw = np.log(np.maximum(mean, 1e-6))
-        return raw - raw.mean(axis=-1, keepdims=True)
-
-    def hessian_product(self, y: Array, raw_prediction: Array, direction: Array) -> Array:
-        """Row Hessian times a direction in the raw prediction."""
-        p = softmax(raw_prediction, axis=1)
-        return p * (direction - np.sum(p * direction, axis=1, keepdims=True))
-
-    def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
-        """Value, gradient and curvature, from one exponential."""
-        shifted = raw_prediction - raw_prediction.max(axis=1, keepdims=True)
-        p = np.exp(shifted)
-        total = p.sum(axis=1, keepdims=True)
-        p /= total
-        value = np.log(total)[:, 0] - np.sum(y * shifted, axis=1)
-        return value, p - y, p * (1 - p)

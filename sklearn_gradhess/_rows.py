@@ -88,15 +88,6 @@ class Problem:
         return self.X.shape[1] + int(self.has_intercept)
 
     @property
-    def quadratic(self) -> bool:
-        """Whether the Hessian is the same everywhere."""
-        return self.loss.quadratic
-
-    def penalty_gradient(self, W: Array) -> Array:
-        """Gradient of the penalty, which leaves the intercept alone."""
-        return self.ridge * W
-
-    @property
     def ridge(self) -> Array:
         """Penalty of each coefficient, of shape (p, 1); zero for the intercept."""
         ridge = np.zeros((self.p, 1))
@@ -331,15 +322,23 @@ class Rows:
 
     def _floor(self, seen: Seen) -> float:
         """Statistical error of the decrement, ``s^2 p t / N`` (MATH section 4.3)."""
+        return float(np.mean(self._dispersions(seen))) * self.error
+
+    def dispersion(self, point: Point) -> Array:
+        """Mean squared slope over mean curvature, of each column; one for a likelihood."""
+        return self._dispersions(point.rows)
+
+    def _dispersions(self, seen: Seen) -> Array:
         problem = self.problem
-        dispersion = 1.0
-        if not problem.loss.likelihood:
-            v = problem.weighted(seen.curvature).sum()
-            if not v > 0:  # Huber, with every residual beyond epsilon
-                v = problem.weighted(problem.loss.stiffness(problem.Y, seen.raw)).sum()
-            # Squares of slopes would vanish or overflow before their ratio does
-            dispersion = float(problem.weighted(seen.slope * (seen.slope / v)).sum()) if v else 0.0
-        return dispersion * self.error
+        if problem.loss.likelihood:
+            return np.ones(1)
+        v = problem.weighted(seen.curvature).sum(axis=0)
+        if not np.all(v > 0):  # Huber, with every residual beyond epsilon
+            v = problem.weighted(problem.loss.stiffness(problem.Y, seen.raw)).sum(axis=0)
+        # Squares of slopes would vanish or overflow before their ratio does
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = problem.weighted(seen.slope * (seen.slope / v)).sum(axis=0)
+        return np.where(v > 0, found, 0.0)
 
     @property
     def error(self) -> float:

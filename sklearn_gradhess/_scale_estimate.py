@@ -17,9 +17,8 @@ from sklearn_gradhess._losses import Loss
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._solver import Settings, part_of, solve
-from sklearn_gradhess._weights import mean_one, observations
 
-__all__ = ["Scaled", "StreamScale", "estimate_scale", "scale_at"]
+__all__ = ["Scaled", "estimate_scale", "scale_at"]
 
 Array = npt.NDArray[np.float64]
 _MOST = 40  # solutions
@@ -148,40 +147,3 @@ def _sharpened(
         solution = solve(replace(problem, loss=loss), settings, rng, W)
         W, passes = solution.W, passes + solution.n_passes + 0.5
     return Scaled(loss, W, passes)
-
-
-class StreamScale(NamedTuple):
-    """Scale of the residuals of a stream: of its first chunk jointly, then as the rows come.
-
-    Attributes
-    ----------
-    scale : float or None
-        Root of the mean square of the chunks' scales; None where the loss takes none.
-    n_rows : float
-        Observations that it stands for.
-    """
-
-    scale: float | None = None
-    n_rows: float = 0.0
-
-    def update(self, chunk: Problem, W: Array) -> "StreamScale":
-        """Return the scale after another chunk, whose weights are as they came, predicted by W."""
-        weight = chunk.weight
-        if chunk.loss.scale is None:
-            return self
-        chunk = replace(chunk, weight=mean_one(weight), count=observations(weight))
-        if self.scale is None:
-            settings = Settings(plan(chunk.n, chunk.p, quadratic=False))
-            found = estimate_scale(chunk, settings, np.random.default_rng(0))
-            return StreamScale(found.loss.scale, chunk.observations)
-        n_rows = self.n_rows + chunk.observations
-        share = chunk.observations / n_rows
-        # Roots of squares that would overflow or vanish
-        scale = np.hypot(np.sqrt(1 - share) * self.scale, np.sqrt(share) * scale_at(chunk, W))
-        return StreamScale(float(scale), n_rows)
-
-    def loss_of(self, chunk: Problem) -> Loss:
-        """Return the loss of the chunk at this scale."""
-        if self.scale is None:
-            return chunk.loss
-        return chunk.loss.at_scale(self.scale, self.n_rows, chunk.p)

@@ -25,6 +25,8 @@ Array = npt.NDArray[np.float64]
 _DEEP = 1e-6
 # Exponent of two of the largest target from which on its squares are not to be trusted
 _EXTREME = 400
+# Relative change of the curvature up to which a Hessian is left behind for standard errors
+_LEFT = 0.02
 # Statistical errors that are left of the start, which serves a part of the rows
 _COARSE = 0.3
 
@@ -59,6 +61,7 @@ class Solution(NamedTuple):
     learning_rate: float
     n_passes: float
     history: list[dict[str, Any]]
+    dispersion: Any  # mean squared slope over mean curvature, of each column or of all
 
     @property
     def converged(self) -> bool:
@@ -101,6 +104,13 @@ class _Fit:
     def make(self, weights: Array | None) -> Factor:
         """Return the preconditioner alone."""
         return self.sketched(weights).factor
+
+    def stale(self, method: Method, look: Look) -> bool:
+        """Whether the Hessian that the fit leaves behind is not near enough to that at its end."""
+        if self.factor is None:
+            return True
+        exact = self.settings.plan.preconditioner == "exact"
+        return exact and isinstance(method, Newton) and method.moved(look.point) > _LEFT
 
     def made(self, stiffness: Array, sketched: Sketched | None = None) -> Made:
         """Preconditioner with probes of leverages, for steps on mini-batches."""
@@ -151,7 +161,11 @@ def solve(
         scaled = replace(problem, Y=problem.Y / unit, loss=problem.loss.per(float(unit)))
         start = None if start is None else start / unit
         found = _solve(_Fit(scaled, replace(settings, on_iteration=tell), rng), start)
-        return found._replace(W=unit * found.W, target=found.target * unit**2)
+        return found._replace(
+            W=unit * found.W,
+            target=found.target * unit**2,
+            dispersion=found.dispersion * unit**2,
+        )
 
 
 def _unit(problem: Problem) -> np.float64:
@@ -181,11 +195,12 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
     suspicious = ending is Ending.CONVERGED and _may_drift(problem, look)
     if suspicious and drifts(Newton(data, goal, fit.make), look.point):
         ending = Ending.UNBOUNDED
-    if fit.factor is None:
+    if fit.stale(method, look):
         fit.make(None if problem.loss.quadratic else data.weights(look.point, Model.CURVATURE))
     assert fit.factor is not None
     target = goal.enough(look.point)
-    return Solution(W, fit.factor, ending, target, data.rate, data.passes, history)
+    dispersion = data.dispersion(look.point)
+    return Solution(W, fit.factor, ending, target, data.rate, data.passes, history, dispersion)
 
 
 def _begin(fit: _Fit, goal: Goal, start: Array | None) -> tuple[Point, Method]:

@@ -18,6 +18,7 @@ from sklearn.linear_model import LinearRegression, Ridge, SGDRegressor
 import benchmarks
 from benchmarks import (
     data,
+    diagnosis,
     estimator,
     grid,
     measure,
@@ -29,6 +30,7 @@ from benchmarks import (
     risk,
     scaling,
     solver,
+    streams,
 )
 from benchmarks.__main__ import THEMES, main
 from benchmarks.measure import best_times, log_slope, peak_memory, slope, time_ratios
@@ -301,6 +303,12 @@ def test_estimator_theme_finds_the_correction_worth_it():
     assert gaussian["error / floor"] < 2 < none["error / floor"]
 
 
+def test_a_healthy_estimate_raises_no_word_and_each_failure_is_named():
+    for row in diagnosis.words.run(n_seeds=4):
+        assert row["named"] in (None, 1.0), row
+        assert row["other words"] == 0.0, row
+
+
 def test_estimator_peers_theme():
     rows = check(estimator.peers.run(shapes=[(600, 3)], n_seeds=2, repeat=1), "time / EC")
     of = {row["model"]: row["error / EC"] for row in rows}
@@ -477,6 +485,12 @@ def test_scaling_themes():
     ours = [row for row in rows if row["model"] == "PreconditionedSGDRegressor"]
     assert ours[0]["quantity"] == "passes"
     assert ours[0]["slope"] == 0.0  # affine equivariant
+
+
+def test_stream_themes():
+    rows = check(streams.law.run(n=1500, d=2, chunks=(100,), n_seeds=1), "loss", "chunk")
+    assert all(-0.01 < row["random"] < 1 and row["by the target"] < 30 for row in rows)
+    check(streams.rows_one_by_one.run(d=3, n_rows={1: 5, 10: 50}), "time / SGD")
 
 
 def test_risk_theme_and_its_summary():

@@ -9,7 +9,8 @@ from scipy import sparse
 from scipy.special import expit
 
 from sklearn_gradhess._descent import Model
-from sklearn_gradhess._losses import MultinomialLoss, make_loss
+from sklearn_gradhess._losses import make_loss
+from sklearn_gradhess._multinomial import MultinomialLoss
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem, Rows
