@@ -146,9 +146,14 @@ class Newton:
 
     def look(self, point: Point) -> tuple[Method, Look]:
         """Solve for the step; by the stiffness where the curvature cannot be believed."""
-        method, found = self._attempt(point)
         if self.data.problem.loss.quadratic:
-            return method, method._looked(point, found)
+            method = self._prepared(point)
+            assert method.factor is not None
+            decrement = max(method.factor.decrement(point.gradient), point.rounding)
+            if decrement <= self.goal.enough(point):
+                return method, Look(point, decrement)
+            return method, method._looked(point, method._solve(point))
+        method, found = self._attempt(point)
         if self.model is Model.CURVATURE:
             if method._believes(point, found):
                 return method, method._looked(point, found)

@@ -39,6 +39,12 @@ class Seen(NamedTuple):
     leverage: Array | None = None
 
 
+class Solved(NamedTuple):
+    """What is remembered of rows whose normal equations were solved: mean squared residuals."""
+
+    rest: Array
+
+
 class Trial(NamedTuple):
     """A place whose gradient is not known yet."""
 
@@ -132,7 +138,7 @@ class Problem:
 
     def penalty(self, W: Array) -> float:
         """Value of the penalty, which leaves the intercept alone."""
-        return 0.5 * float(np.sum(self.ridge * W**2))
+        return 0.5 * float(np.sum(self.ridge * W * W))
 
     def mean_loss(self, raw: Array) -> float:
         """Weighted mean loss at raw predictions."""
@@ -207,6 +213,25 @@ class Rows:
         self.passes += 1
         objective = total / problem.n + problem.penalty(W)
         return self._point(W, objective, gradient, Seen(raw, slope, curvature, leverage))
+
+    def of_normal_equations(self, W: Array, rest: Array, error: float) -> Point:
+        """Least squares at their solution, as the Gram matrix tells it: no pass.
+
+        Parameters
+        ----------
+        W : ndarray of shape (p, t)
+            Solution.
+        rest : ndarray of shape (t,)
+            Mean squared residuals, and twice the penalty.
+        error : float
+            Decrement that rounding leaves of it.
+        """
+        objective = 0.5 * float(np.sum(rest))
+        penalty = np.sum(self.problem.ridge * W * W, axis=0)
+        rest = np.maximum(rest - penalty, 0.0)
+        floor = float(np.mean(rest)) * self.error
+        gradient = np.zeros_like(W)
+        return Point(W, objective, gradient, Solved(rest), floor, error, 0.0)
 
     def trace(self, U: Array) -> Array:
         """Raw predictions of a direction: half a pass."""
@@ -328,8 +353,10 @@ class Rows:
         """Mean squared slope over mean curvature, of each column; one for a likelihood."""
         return self._dispersions(point.rows)
 
-    def _dispersions(self, seen: Seen) -> Array:
+    def _dispersions(self, seen: Any) -> Array:
         problem = self.problem
+        if isinstance(seen, Solved):
+            return seen.rest
         if problem.loss.likelihood:
             return np.ones(1)
         v = problem.weighted(seen.curvature).sum(axis=0)

@@ -26,7 +26,7 @@ _DEEP = 1e-6
 # Exponent of two of the largest target from which on its squares are not to be trusted
 _EXTREME = 400
 # Relative change of the curvature up to which a Hessian is left behind for standard errors
-_LEFT = 0.02
+_LEFT = 0.04
 # Statistical errors that are left of the start, which serves a part of the rows
 _COARSE = 0.3
 
@@ -208,9 +208,14 @@ def _begin(fit: _Fit, goal: Goal, start: Array | None) -> tuple[Point, Method]:
         return _begin_steps(fit, newton, start)
     if problem.loss.quadratic:
         found = fit.sketched(None, problem.Y)
-        W = found.step if start is None else start
-        assert W is not None
-        return data.at(W), replace(newton, factor=found.factor)
+        assert found.step is not None
+        if start is None:
+            point = data.of_normal_equations(found.step, found.rest, found.error)
+            start = found.step if point.rounding > goal.target(point) else None
+        else:
+            point = data.at(start)
+            start = None
+        return data.at(start) if start is not None else point, replace(newton, factor=found.factor)
     if start is None:
         start = _of_a_share(fit)
     return _no_worse_than_null(data, start), newton

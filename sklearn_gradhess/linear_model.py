@@ -489,7 +489,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     >>> from sklearn.datasets import load_breast_cancer
     >>> from sklearn_gradhess import PreconditionedSGDClassifier
     >>> X, y = load_breast_cancer(return_X_y=True)
-    >>> round(PreconditionedSGDClassifier(alpha=1e-6).fit(X, y).score(X, y), 2)
+    >>> round(PreconditionedSGDClassifier().fit(X, y).score(X, y), 2)
     0.99
     """
 
