@@ -94,8 +94,12 @@ class Loss(ABC):
         """Return the loss for targets that were divided by a unit."""
         return self
 
+    def constant(self, y: Array) -> Array | float:
+        """Part of each row's value that no prediction changes, and that `all` leaves out."""
+        return 0.0
+
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
-        """Value, gradient and curvature; a loss may share work between them."""
+        """Value less its constant, gradient and curvature; a loss may share work between them."""
         return (
             self.value(y, raw_prediction),
             self.gradient(y, raw_prediction),
@@ -291,7 +295,12 @@ class PoissonLoss(Loss):
     def value(self, y: Array, raw_prediction: Array) -> Array:
         """Half deviance: zero where the prediction meets the target."""
         mean, excess = self._safe_exp(raw_prediction)
-        return mean * (1 + excess * (1 + 0.5 * excess)) - y * raw_prediction + xlogy(y, y) - y
+        varying = mean * (1 + excess * (1 + 0.5 * excess)) - y * raw_prediction
+        return varying + self.constant(y)
+
+    def constant(self, y: Array) -> Array:
+        """Minus the least value of what varies."""
+        return xlogy(y, y) - y
 
     def gradient(self, y: Array, raw_prediction: Array) -> Array:
         """Mean minus target."""
@@ -315,8 +324,11 @@ class PoissonLoss(Loss):
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
         """Value, gradient and curvature, from one exponential."""
         mean, excess = self._safe_exp(raw_prediction)
-        slope = mean * (1 + excess)
-        value = slope + mean * (0.5 * excess**2) - y * raw_prediction + xlogy(y, y) - y
+        slope = mean
+        value = mean - y * raw_prediction
+        if excess.any():
+            slope = mean * (1 + excess)
+            value += mean * excess * (1 + 0.5 * excess)
         return value, slope - y, mean
 
 

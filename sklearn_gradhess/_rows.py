@@ -172,15 +172,20 @@ class Rows:
         Length of the last mini-batch steps; zero if there were none.
     unit : float
         Size of a loss that rounding is judged against.
+    constant : float
+        Part of the mean loss that no prediction changes.
     """
 
     problem: Problem
     passes: float = 0.0
     rate: float = 0.0
     unit: float = field(init=False)
+    constant: float = field(init=False)
 
     def __post_init__(self) -> None:
         problem = self.problem
+        constant = np.broadcast_to(problem.loss.constant(problem.Y), problem.Y.shape)
+        self.constant = float(problem.weighted(constant).sum() / problem.n)
         if problem.loss.own_unit:
             self.unit = 2 * problem.mean_loss(np.zeros_like(problem.Y))
         else:  # one for equal classes, and in the unit of counts
@@ -211,7 +216,7 @@ class Rows:
             total += float(problem.weighted(value, piece).sum())
             gradient += problem.adjoint(Z, problem.weighted(slope[piece], piece))
         self.passes += 1
-        objective = total / problem.n + problem.penalty(W)
+        objective = total / problem.n + self.constant + problem.penalty(W)
         return self._point(W, objective, gradient, Seen(raw, slope, curvature, leverage))
 
     def of_normal_equations(self, W: Array, rest: Array, error: float) -> Point:
@@ -272,6 +277,7 @@ class Rows:
         W, raw = point.W + t * U, point.rows.raw + t * raw_u
         value, slope, curvature = problem.loss.all(problem.Y, raw)
         objective = float(problem.weighted(value).sum() / problem.n) + problem.penalty(W)
+        objective += self.constant
         return Trial(W, objective, Seen(raw, slope, curvature))
 
     def arrive(self, trial: Trial) -> Point:
@@ -292,7 +298,10 @@ class Rows:
         if problem.loss.quadratic:
             return 0.0
         error = trial.seen.slope - seen.slope
-        error -= problem.loss.hessian_product(problem.Y, seen.raw, raw_u)
+        if problem.loss.coupling > 1:
+            error -= problem.loss.hessian_product(problem.Y, seen.raw, raw_u)
+        else:
+            error -= seen.curvature * raw_u
         size = np.divide(error, seen.curvature, out=np.zeros_like(error), where=seen.curvature > 0)
         size *= error
         # Where rows have no curvature at all, nothing is known of what they do
