@@ -8,10 +8,10 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from benchmarks import estimator, memory, real_data, risk, scaling, solver
+from benchmarks import estimator, memory, networks, real_data, risk, scaling, solver
 from benchmarks.report import Theme, environment, merge, read, render, select, write
 
-MODULES = (estimator, memory, solver, scaling, real_data, risk)
+MODULES = (estimator, memory, solver, scaling, real_data, risk, networks)
 THEMES = [value for module in MODULES for value in vars(module).values() if type(value) is Theme]
 DEFAULT_PATH = Path(__file__).with_name("results.json")
 

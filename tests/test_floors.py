@@ -46,6 +46,7 @@ FLOORS = {
     "plotting": 7,
     "torch._loss_hessian": 6,
     "torch._spectrum": 6,
+    "torch._kfac": 7,
     "torch._noise": 7,
     "torch": 8,
     "__init__": 8,
