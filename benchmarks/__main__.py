@@ -8,10 +8,21 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from benchmarks import estimator, memory, networks, real_data, risk, scaling, solver
+from benchmarks import (
+    diagnosis,
+    estimator,
+    grid,
+    memory,
+    networks,
+    real_data,
+    risk,
+    scaling,
+    solver,
+    streams,
+)
 from benchmarks.report import Theme, environment, merge, read, render, select, write
 
-MODULES = (estimator, memory, solver, scaling, real_data, risk, networks)
+MODULES = (estimator, diagnosis, memory, solver, grid, scaling, streams, real_data, risk, networks)
 THEMES = [value for module in MODULES for value in vars(module).values() if type(value) is Theme]
 DEFAULT_PATH = Path(__file__).with_name("results.json")
 
@@ -19,7 +30,7 @@ DEFAULT_PATH = Path(__file__).with_name("results.json")
 def parse(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description=f"{__doc__} The long mode takes about 20 minutes on two cores.",
+        description=f"{__doc__} The long mode takes about an hour on two cores.",
     )
     parser.add_argument("--short", action="store_true", help="smaller data, about a minute")
     parser.add_argument(

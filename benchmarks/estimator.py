@@ -202,7 +202,7 @@ def peers(shapes, n_seeds, repeat):
 
 @theme(
     "Estimator: time of fit, batches of 64 rows",
-    target="4 reads of X and a sixth of EmpiricalCovariance, at 200,000 x 512 on one thread",
+    target="2.5 reads of X and a tenth of EmpiricalCovariance, for X at 200,000 x 512, one thread",
     short={"shape": (20_000, 256), "threads": (1,), "repeat": 3},
     long={"shape": (200_000, 512), "threads": (1, 2), "repeat": 5},
 )

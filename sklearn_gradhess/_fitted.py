@@ -39,8 +39,11 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     _memory: GradientMemory
     _factor: Array
     _settled: GradientMemory
-    _inherent: float
     _n_effective: float
+    _nuisance: tuple[float, float]
+    _scale_limits: tuple[float, float]
+    _assumed: float
+    _nuisance_error: float
     _rng: np.random.Generator
     _dtype: np.dtype[Any]
     n_features_in_: int
@@ -60,22 +63,23 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             self._store_estimate()
 
     def _store_estimate(self) -> None:
-        memory = self._memory.settled(self._inherent)
+        memory = self._memory.settled().calibrated()
+        # Features are rounded in their own precision; sums of k rows then add sqrt(k) of float64's
+        k = memory.moments.n_gradients
+        rounding = 16 * np.finfo(self._dtype).eps + 2 * np.sqrt(k) * np.finfo(np.float64).eps
         estimate = memory.estimate(
             correct=self.correction == "gaussian"
             or (self.correction == "auto" and self.loss == "squared_error"),
-            inherent_variance=self._inherent,
-            includes_excess=self.inherent_variance == "estimate",
+            rounding=rounding,
         )
         self._factor, self._settled = estimate.factor, memory
+        self._nuisance, self._scale_limits = estimate.nuisance, estimate.scale
+        self._assumed, self._nuisance_error = estimate.assumed, estimate.error
         first = int(memory.has_intercept)
         factor, location = estimate.factor, np.zeros(self.n_features_in_)
         if first:
             location, factor = centered_block(factor)
         raw_factor = estimate.gradient_factor[:, first:]
-        # Features are rounded in their own precision; sums of k rows then add sqrt(k) of float64's
-        k = memory.moments.n_gradients
-        rounding = 16 * np.finfo(self._dtype).eps + 2 * np.sqrt(k) * np.finfo(np.float64).eps
         rounding = rounding * np.linalg.norm(estimate.factor[:, first:], axis=0)
         factor = self._shrink(factor, memory, location)
         covariance = (factor.T @ factor).astype(self._dtype)
@@ -98,17 +102,10 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         self.mean_intercept_gradient_ = float(estimate.mean_gradient[0]) if first else np.nan
         self.excess_risk_ = estimate.excess_risk
         self.correction_ = estimate.correction
-        self._n_effective = memory.n_effective(self._clean_share(memory))
+        self._n_effective = memory.n_effective(memory.clean_share(estimate.excess_risk))
+        self.noise_variance_ = memory.injected_variance(self.batch_size_)
         self.n_batches_ = memory.n_batches
         self.n_samples_seen_ = memory.n_samples
-
-    def _clean_share(self, memory: GradientMemory) -> float:
-        """Share of the clean gradient in the variance of a noisy one, as far as is known."""
-        if self.noise != "single":
-            return float(self.noise == "none")
-        excess_risk = 0.0 if self.inherent_variance == "estimate" else self.excess_risk_
-        total = memory.noise_scale * self.batch_size_ + excess_risk
-        return 1.0 if np.isnan(total) else min((self._inherent + excess_risk) / total, 1.0)
 
     @classmethod
     def _from_factor(
@@ -126,8 +123,7 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         estimator = make(batch_size=batch_size, assume_centered=not has_intercept, **params)
         estimator.n_features_in_ = factor.shape[1] - has_intercept
         estimator.batch_size_ = batch_size
-        estimator._inherent, estimator._dtype = 0.0, np.dtype(np.float64)
-        estimator._calibrate()
+        estimator._dtype = np.dtype(np.float64)
         memory = estimator._start(estimator.n_features_in_, has_intercept=has_intercept)
         estimator._memory = memory.with_factor(factor, n_batches=n_batches, n_samples=n_samples)
         estimator._finalize()
@@ -181,7 +177,8 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         Against the population that the rows came from, for Gaussian gradients. Sample weights and
         redraws count by their effective number of gradients (MATH section 2.3), for single noise
         if `inherent_variance` is right; gradients that were passed in as if each had rows of its
-        own.
+        own. Where a nuisance was removed the error of doing so is included, such that nine samples
+        in ten of Gaussian features keep to it; NaN too near saturation to say.
         """
         check_is_fitted(self)
         rank, k = self.effective_rank_, self._n_effective
@@ -191,9 +188,16 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         # estimate is too small; undone to first order.
         rank /= max(1 - np.sqrt(rank / k), 0.1) ** 2
         error = float(expected_relative_error(rank, k, noise=self.noise))
-        if self.noise == "single" and self.correction_ == "none":
-            error += nuisance(self)[1]
-        return error
+        if self.noise == "single":
+            least, greatest = nuisance(self)
+            if self.correction_ == "none":
+                return error + greatest
+            # What is taken off was seen with it, in means of products of Gaussians; and the scale
+            # that is left is known up to its limits (MATH section 2.3)
+            error *= np.sqrt(1 + 6 / self._settled.rows) * (1 + greatest) / (1 + least)
+            low, high = self._scale_limits
+            error += max(1 - low, high - 1) if high < np.inf else np.nan
+        return float(error)
 
     def get_precision(self) -> npt.NDArray[np.floating]:
         """Return the precision matrix.

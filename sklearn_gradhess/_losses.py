@@ -6,7 +6,8 @@ covariance (MATH section 1). Every method keeps the dtype and is safe at raw pre
 +-1e3, until their square overflows.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,47 +23,80 @@ __all__ = [
     "make_loss",
 ]
 
-Array = npt.NDArray[np.floating]
+Array = npt.NDArray[Any]  # float32 or float64, kept
 
 
-# Keeps a preconditioner regular where every row of a direction is flat
-_STIFF = 1e-9
+class Loss(ABC):
+    """What an estimator needs to know of a loss; nobody asks one for its name or its class.
 
+    Attributes
+    ----------
+    name : str
+        As users write it.
+    quadratic : bool
+        Whether the second derivative is one everywhere.
+    coupling : int
+        Bound on the eigenvalues of a row's Hessian over its diagonal: one where the columns of the
+        raw prediction are independent, two where they are coupled and a shift of all of them by
+        the same number changes nothing.
+    likelihood : bool
+        Whether the dispersion is known to be one; estimated from the rows elsewhere.
+    asymptotic : bool
+        Whether the infimum over the raw prediction may lie at infinity, so that some data have no
+        minimum without a penalty.
+    own_unit : bool
+        Whether the loss is in the squared unit of the target; dimensionless otherwise.
+    """
 
-class Loss(Protocol):
-    """What an estimator needs to know of a loss."""
+    name: ClassVar[str]
+    quadratic: ClassVar[bool] = False
+    coupling: ClassVar[int] = 1
+    likelihood: ClassVar[bool] = False
+    asymptotic: ClassVar[bool] = False
+    own_unit: ClassVar[bool] = False
 
-    name: str
-
+    @abstractmethod
     def check_y(self, y: Array) -> None:
         """Raise ValueError if a target lies outside the loss's range."""
 
+    @abstractmethod
     def value(self, y: Array, raw_prediction: Array) -> Array:
         """Loss of each row."""
 
+    @abstractmethod
     def gradient(self, y: Array, raw_prediction: Array) -> Array:
         """First derivative of each row's loss with respect to its raw prediction."""
 
+    @abstractmethod
     def curvature(self, y: Array, raw_prediction: Array) -> Array:
         """Second derivative of each row's loss with respect to its raw prediction, >= 0."""
 
+    @abstractmethod
     def stiffness(self, y: Array, raw_prediction: Array) -> Array:
         """Curvature that a step of some length meets: what a preconditioner should assume.
 
-        No less than the second derivative, and positive. Where a loss is almost straight, a step
-        by its second derivative would overshoot to where it is not.
+        No less than the second derivative. Where a loss is almost straight, a step by its second
+        derivative would overshoot to where it is not.
         """
 
+    @abstractmethod
     def link(self, mean: Array) -> Array:
         """Raw prediction that fits a mean target, near enough to start from; finite."""
 
-    def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array, Array]:
-        """Value, gradient, curvature and stiffness; a loss may share work between them."""
+    def hessian_product(self, y: Array, raw_prediction: Array, direction: Array) -> Array:
+        """Row Hessian times a direction in the raw prediction."""
+        return self.curvature(y, raw_prediction) * direction
+
+    def per(self, unit: float) -> "Loss":
+        """Return the loss for targets that were divided by a unit."""
+        return self
+
+    def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
+        """Value, gradient and curvature; a loss may share work between them."""
         return (
             self.value(y, raw_prediction),
             self.gradient(y, raw_prediction),
             self.curvature(y, raw_prediction),
-            self.stiffness(y, raw_prediction),
         )
 
 
@@ -84,6 +118,8 @@ class SquaredLoss(Loss):
     """Half squared error, ``(raw_prediction - y)^2 / 2``."""
 
     name = "squared_error"
+    quadratic = True
+    own_unit = True
 
     def check_y(self, y: Array) -> None:
         """Accept every finite target."""
@@ -119,6 +155,7 @@ class HuberLoss(Loss):
     """
 
     name = "huber"
+    own_unit = True
 
     def __init__(self, epsilon: float = 1.35) -> None:
         self.epsilon = epsilon
@@ -145,6 +182,10 @@ class HuberLoss(Loss):
         """Slope over distance, the weight of iteratively reweighted least squares; bounds Huber."""
         return self.epsilon / np.maximum(np.abs(raw_prediction - y), self.epsilon)
 
+    def per(self, unit: float) -> Loss:
+        """Return the loss with `epsilon` in that unit."""
+        return HuberLoss(self.epsilon / unit)
+
     def link(self, mean: Array) -> Array:
         """Identity."""
         return mean
@@ -158,6 +199,8 @@ class LogisticLoss(Loss):
     """
 
     name = "log_loss"
+    likelihood = True
+    asymptotic = True
 
     def check_y(self, y: Array) -> None:
         """Refuse targets outside [0, 1]."""
@@ -196,20 +239,16 @@ class LogisticLoss(Loss):
         """Log odds, bounded."""
         return logit(np.clip(mean, 1e-6, 1 - 1e-6))
 
-    def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array, Array]:
-        """Value, gradient, curvature and stiffness, from one exponential."""
-        distance = np.abs(raw_prediction)
-        small = np.exp(-distance)
+    def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
+        """Value, gradient and curvature, from one exponential."""
+        small = np.exp(-np.abs(raw_prediction))
         value = np.maximum(raw_prediction, 0) - y * raw_prediction + np.log1p(small)
         large = 1 / (1 + small)
-        # tanh(f/2) / (2 f), by its limit, a quarter, where the difference loses its digits
-        stiffness = np.full_like(distance, 0.25)
-        np.divide(0.5 * (1 - small) * large, distance, out=stiffness, where=distance > 1e-4)
         small *= large
         positive = raw_prediction >= 0
         gradient = (1 - y) * np.where(positive, large, small)
         gradient -= y * np.where(positive, small, large)
-        return value, gradient, large * small, stiffness
+        return value, gradient, large * small
 
 
 class PoissonLoss(Loss):
@@ -221,6 +260,7 @@ class PoissonLoss(Loss):
     """
 
     name = "poisson"
+    asymptotic = True
 
     def check_y(self, y: Array) -> None:
         """Refuse negative targets."""
@@ -228,6 +268,11 @@ class PoissonLoss(Loss):
             raise ValueError(
                 f"PoissonLoss needs y >= 0, got min(y) = {y.min():g}. For real-valued targets "
                 "use loss='squared_error'."
+            )
+        if y.max() > 1e100:
+            raise ValueError(
+                f"max(y) = {y.max():g} is beyond what the exponential of the log link can reach "
+                "safely, 1e100. Rescale y: another unit changes the intercept alone."
             )
 
     @staticmethod
@@ -255,11 +300,18 @@ class PoissonLoss(Loss):
         """Curvature, or the slope over the distance to the row's own minimum if that is larger."""
         distance = 1 + np.abs(raw_prediction - self.link(y))
         secant = np.abs(self.gradient(y, raw_prediction)) / distance
-        return np.maximum(self.curvature(y, raw_prediction), secant) + _STIFF
+        return np.maximum(self.curvature(y, raw_prediction), secant)
 
     def link(self, mean: Array) -> Array:
         """Logarithm, bounded."""
-        return np.log(np.maximum(mean, 1e-6))
+        return np.log(np.maximum(mean, np.finfo(mean.dtype).tiny))
+
+    def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
+        """Value, gradient and curvature, from one exponential."""
+        mean, excess = self._safe_exp(raw_prediction)
+        slope = mean * (1 + excess)
+        value = slope + mean * (0.5 * excess**2) - y * raw_prediction + xlogy(y, y) - y
+        return value, slope - y, mean
 
 
 def make_loss(name: str, *, epsilon: float = 1.35) -> Loss:
@@ -283,13 +335,17 @@ class MultinomialLoss(Loss):
     """
 
     name = "multinomial"
+    coupling = 2
+    likelihood = True
+    asymptotic = True
 
     def check_y(self, y: Array) -> None:
         """Accept one-hot rows, which the classifier makes itself."""
 
     def value(self, y: Array, raw_prediction: Array) -> Array:
         """Negative log likelihood of each row."""
-        return logsumexp(raw_prediction, axis=1) - np.sum(y * raw_prediction, axis=1)
+        shifted = raw_prediction - raw_prediction.max(axis=1, keepdims=True)
+        return logsumexp(shifted, axis=1) - np.sum(y * shifted, axis=1)
 
     def gradient(self, y: Array, raw_prediction: Array) -> Array:
         """Probabilities minus targets."""
@@ -314,3 +370,12 @@ class MultinomialLoss(Loss):
         """Row Hessian times a direction in the raw prediction."""
         p = softmax(raw_prediction, axis=1)
         return p * (direction - np.sum(p * direction, axis=1, keepdims=True))
+
+    def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
+        """Value, gradient and curvature, from one exponential."""
+        shifted = raw_prediction - raw_prediction.max(axis=1, keepdims=True)
+        p = np.exp(shifted)
+        total = p.sum(axis=1, keepdims=True)
+        p /= total
+        value = np.log(total)[:, 0] - np.sum(y * shifted, axis=1)
+        return value, p - y, p * (1 - p)

@@ -6,6 +6,7 @@ signal. Singular directions are projected out: every result is that of the pseud
 object says how many directions it left out.
 """
 
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -13,10 +14,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack, solve_triangular
 
-__all__ = ["Preconditioner", "factorize", "whitening"]
+from sklearn_gradhess._moments import triangular_factor
+
+__all__ = ["Factor", "Preconditioner", "factorize", "gram_roots", "whitening"]
 
 Array = npt.NDArray[np.float64]
 Whitening = Literal["zca", "pca", "cholesky"]
+_EPS = float(np.finfo(np.float64).eps)
+# Reciprocal condition number of a scaled Gram matrix from which its factor is some percent off
+_TRUSTED = 1e-13
 
 
 class Preconditioner:
@@ -172,14 +178,23 @@ def factorize(
     return Preconditioner(_triangular(clipped), damping, constant)
 
 
+def _cutoff(d: int, precision: float) -> float:
+    """Return what rounding can make of nothing: standard deviation over root mean square.
+
+    512 eps covers what is left of a constant feature beside an intercept. Features are rounded in
+    their own precision, independently, which sums over d of them to sqrt(d).
+    """
+    return max(max(512, d) * _EPS, 4 * np.sqrt(d) * precision)
+
+
 def whitening(
-    factor: Array, *, has_intercept: bool, alpha: Array | float = 0.0
+    factor: Array, *, has_intercept: bool, alpha: Array | float = 0.0, precision: float = _EPS
 ) -> tuple[Array, int]:
-    """Return T with T T' the (pseudo-)inverse of factor'factor plus a ridge on the features.
+    """Return T with T T' a generalised inverse of factor'factor plus a ridge on the features.
 
     The intercept, the first coordinate, is eliminated before singular directions are looked for:
-    so they are directions of the centred features, and the solution without them is the
-    minimum-norm one that leaves the intercept alone.
+    so they are directions of the centred features. The solution without them leaves the intercept
+    alone, and has the least norm with every coefficient per standard deviation of its feature.
 
     Parameters
     ----------
@@ -189,6 +204,8 @@ def whitening(
         Whether the first coordinate is the intercept's.
     alpha : float or ndarray of shape (d,), default=0.0
         Ridge on each feature.
+    precision : float, default=machine epsilon
+        Rounding error of the features, relative.
 
     Returns
     -------
@@ -200,25 +217,178 @@ def whitening(
     h = int(has_intercept)
     d = factor.shape[1] - h
     centered = factor[h:, h:]
-    # 512 eps of a column's norm covers what is left of a constant feature beside an intercept;
-    # factorize multiplies by d, which is more than enough for many.
-    rounding = max(512 / max(d, 1), 1.0) * np.finfo(np.float64).eps * _norms(factor)[h:]
+    # factorize multiplies by d
+    rounding = _cutoff(d, precision) / max(d, 1) * _norms(factor)[h:]
     if np.any(alpha):
-        centered = np.vstack([centered, np.diag(np.sqrt(np.broadcast_to(alpha, d)))])
+        centered = triangular_factor(
+            np.vstack([centered, np.diag(np.sqrt(np.broadcast_to(alpha, d)))])
+        )
     preconditioner = factorize(centered, rounding=rounding)
-    method: Whitening = "pca" if preconditioner.n_clipped else "cholesky"
-    inner = preconditioner.whitening(method)[0]
-    if not h:
-        return inner, preconditioner.n_clipped
-    T = np.zeros((d + 1, d + 1))
-    T[1:, 1:] = inner
     clipped = preconditioner.n_clipped
-    if factor[0, 0] > 0:
-        T[0, 0] = 1 / factor[0, 0]
-        T[0, 1:] = -(factor[0, 1:] / factor[0, 0]) @ inner
+    if clipped:
+        norms = np.where(preconditioner.constant, np.inf, _norms(centered))
+        _, singular, vt = np.linalg.svd(preconditioner.root / norms, full_matrices=False)
+        inner = np.pad((vt.T / singular) / norms[:, None], ((0, 0), (0, clipped)))
     else:
-        clipped += 1
-    return T, clipped
+        inner = preconditioner.whitening()[0]
+    if not h:
+        return inner, clipped
+    if not factor[0, 0] > 0:
+        return _with_intercept(inner, 0.0, np.zeros(d)), clipped + 1
+    return _with_intercept(inner, 1 / factor[0, 0], factor[0, 1:] / factor[0, 0]), clipped
+
+
+def gram_roots(
+    gram: Array,
+    shift: Array,
+    *,
+    has_intercept: bool,
+    alpha: Array | float = 0.0,
+    precision: float = _EPS,
+) -> tuple[Array, Array] | None:
+    """Return T and R of a Gram matrix of rows (1, x - shift), ``T T' = (R'R + alpha)^-1``.
+
+    By the Cholesky factor of the matrix scaled to unit diagonal: fast, but the condition number is
+    squared. None where so little is left that rounding would decide: no rank is judged here.
+
+    Parameters
+    ----------
+    gram : ndarray of shape (p, p)
+        Its upper triangle is read.
+    shift : ndarray of shape (d,)
+        What was subtracted from the features; zero without an intercept.
+    has_intercept : bool
+        Whether the first coordinate is the intercept's.
+    alpha : float or ndarray of shape (d,), default=0.0
+        Ridge on each feature.
+    precision : float, default=machine epsilon
+        Rounding error of the features, relative.
+
+    Returns
+    -------
+    T : ndarray of shape (p, p)
+        Inverse root in the coordinates of (1, x).
+    R : ndarray of shape (p, p)
+        Upper triangular root of the matrix without the ridge, in the same coordinates.
+    """
+    h = int(has_intercept)
+    centered, mean, total = gram, shift, 1.0
+    if h:
+        total = float(gram[0, 0])
+        if not total > 0:
+            return None
+        centered = gram[1:, 1:] - np.outer(gram[0, 1:], gram[0, 1:] / total)
+        mean = shift + gram[0, 1:] / total
+    variance = np.diag(centered).copy()
+    penalised = centered + np.diag(np.broadcast_to(alpha, len(variance)))
+    scale = np.sqrt(np.maximum(np.diag(penalised), 0.0))
+    if not (np.all(scale > 0) and np.isfinite(scale).all()):
+        return None
+    cutoff = _cutoff(len(scale), precision)
+    noise = cutoff * np.max(np.sqrt(variance.clip(0) + total * mean**2) / scale, initial=0.0)
+    inverse = _inverse_cholesky(
+        penalised / scale / scale[:, None], max(_TRUSTED, (10 * noise) ** 2)
+    )
+    if inverse is None:
+        return None
+    T, root = inverse
+    root = _root(centered, variance) if np.any(alpha) else root * scale
+    T = T / scale[:, None]
+    if not h:
+        return T, root
+    R = np.zeros((len(root) + 1, len(root) + 1))
+    R[0, 0], R[0, 1:], R[1:, 1:] = np.sqrt(total), np.sqrt(total) * mean, root
+    return _with_intercept(T, 1 / np.sqrt(total), mean), R
+
+
+def _inverse_cholesky(correlation: Array, least: float) -> tuple[Array, Array] | None:
+    """Inverse of the Cholesky factor, and the factor; None below a reciprocal condition number."""
+    upper = np.abs(np.triu(correlation))
+    norm = float(np.max(upper.sum(axis=0) + upper.sum(axis=1) - np.diag(upper)))
+    factor, info = lapack.dpotrf(correlation, clean=1)
+    if info or not lapack.dpocon(factor, norm)[0] > least:
+        return None
+    return lapack.dtrtri(factor)[0], factor
+
+
+def _root(gram: Array, diagonal: Array) -> Array:
+    """Triangular root of a matrix, of which the upper triangle is read, that may be singular."""
+    scale = np.sqrt(diagonal.clip(0))
+    scale = np.where(scale > 0, scale, 1.0)
+    correlation = gram / scale / scale[:, None]
+    found = _inverse_cholesky(correlation, _TRUSTED)
+    if found is not None:
+        return found[1] * scale
+    upper = np.triu(correlation)
+    values, vectors = np.linalg.eigh(upper + np.triu(correlation, 1).T)
+    values[values < len(values) * _EPS * values[-1]] = 0.0
+    return _triangular(np.sqrt(values)[:, None] * vectors.T * scale)
+
+
+def _with_intercept(inner: Array, first: float, mean: Array) -> Array:
+    T = np.zeros((len(inner) + 1, len(inner) + 1))
+    T[0, 0], T[0, 1:], T[1:, 1:] = first, -mean @ inner, inner
+    return T
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Preconditioner P of the columns of W in factor form, exact or sketched.
+
+    Attributes
+    ----------
+    roots : tuple of ndarray of shape (p, p)
+        T with ``T T' = P^-1``, a column of W each, or one that serves all.
+    factors : tuple of ndarray of shape (p, p)
+        Triangular roots of the Hessians, without penalty.
+    n_clipped : int
+        Singular directions left out.
+    ratio : float
+        Coefficients over batches, c in the Marchenko-Pastur law; zero where P is exact.
+    batch_size, n_batches : int
+        Rows in a batch, and batches.
+    coupling : int
+        Bound on the eigenvalues of the Hessian against its diagonal blocks. Where columns are
+        coupled, a shift of all of them by the same coefficients changes nothing: no step does it.
+    """
+
+    roots: tuple[Array, ...]
+    factors: tuple[Array, ...]
+    n_clipped: int
+    ratio: float
+    batch_size: int
+    n_batches: int
+    coupling: int = 1
+
+    def solve(self, gradient: Array) -> Array:
+        """P^-1 times the gradient, of shape (p, t)."""
+        if len(self.roots) == 1:
+            T = self.roots[0]
+            return T @ (T.T @ gradient)
+        columns = zip(self.roots, gradient.T, strict=True)
+        step = np.column_stack([T @ (T.T @ g) for T, g in columns])
+        if self.coupling > 1:
+            step -= step.mean(axis=1, keepdims=True)
+        return step
+
+    def decrement(self, gradient: Array) -> float:
+        """Squared Newton decrement, ``g' P^-1 g``."""
+        return float(np.sum(gradient * self.solve(gradient)))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Extreme eigenvalues of P^-1 H by the law: ``(1 - c)/(1 +- sqrt(c))^2``."""
+        c = self.ratio
+        return (1 - c) / (1 + np.sqrt(c)) ** 2, (1 - c) / (1 - np.sqrt(c)) ** 2
+
+    def scaled_to(self, other: "Factor", ridge: Array) -> "Factor":
+        """Scale so that the Hessian of another factor has eigenvalues of mean one in this one."""
+        total = 0.0
+        for T in self.roots:
+            total += sum(float(np.sum((R @ T) ** 2)) for R in other.factors) / len(other.factors)
+            total += float(np.sum(ridge * T**2))
+        mean = total / max(sum(int(T.any(axis=0).sum()) for T in self.roots), 1)
+        return replace(self, roots=tuple(T / np.sqrt(mean) for T in self.roots)) if mean else self
 
 
 def _triangular(root: Array) -> Array:

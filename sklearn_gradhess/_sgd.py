@@ -11,14 +11,22 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
-from sklearn.utils import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklearn_gradhess._descent import Ending, Goal, Look, descend
+from sklearn_gradhess._inference import Inference, infer
+from sklearn_gradhess._memory import refuse_wide
 from sklearn_gradhess._moments import triangular_factor
-from sklearn_gradhess._objective import Problem
-from sklearn_gradhess._online import OnlineModel
-from sklearn_gradhess._sketch import Sketch, fixed_sketch
-from sklearn_gradhess._solver import Settings, Solution, solve
+from sklearn_gradhess._monitor import Monitor
+from sklearn_gradhess._penalty import Penalty, Spread
+from sklearn_gradhess._plan import plan
+from sklearn_gradhess._preconditioner import Factor
+from sklearn_gradhess._rows import Problem
+from sklearn_gradhess._single import Approach, InterceptFirst, SingleGradients
+from sklearn_gradhess._sketch import given_factor
+from sklearn_gradhess._solver import Settings, Solution, record_of, solve
+from sklearn_gradhess._steps import StepSettings
+from sklearn_gradhess._stream import FitSaw, StreamMixin, fit_saw
 from sklearn_gradhess._validation import (
     CALLBACK_FRAMES,
     CallbackSupportMixin,
@@ -27,33 +35,21 @@ from sklearn_gradhess._validation import (
     blas_threads,
     effective_n_threads,
 )
+from sklearn_gradhess._weights import mean_one, observations
 from sklearn_gradhess.covariance import GradientCovarianceEstimator
-from sklearn_gradhess.exceptions import CalibrationWarning
 from sklearn_gradhess.noise import as_generator
 
-__all__ = ["PreconditionedSGD", "class_weighted", "refuse_one_class"]
+__all__ = ["PreconditionedSGD"]
 
 Array = npt.NDArray[np.float64]
-# Steps that noise='single' averages once it has come down to its own noise
-_AVERAGED = 10
-# and those before them that move the intercept alone
-_INTERCEPT_FIRST = 2
-# What `fit` tells of itself, and a stream has not
-_REPORTS = (
-    "history_",
-    "n_iter_",
-    "n_passes_",
-    "learning_rate_",
-    "converged_",
-    "covariance_estimator_",
-)
 
 
-class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
+class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     """What regressor and classifier share; they say how targets become a problem and back."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "alpha": [Interval(Real, 0, None, closed="left")],
+        "penalty_units": [StrOptions({"std", "raw"})],
         "fit_intercept": ["boolean"],
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -63,8 +59,11 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         "variance_reduction": ["boolean"],
         "noise": [StrOptions({"antithetic", "single"})],
         "noise_scale": [Interval(Real, 0, None, closed="neither")],
-        "preconditioner": [StrOptions({"auto", "identity"}), GradientCovarianceEstimator],
-        "oversampling": [Interval(Real, 1, None, closed="neither")],
+        "preconditioner": [
+            StrOptions({"auto", "exact", "sketch", "identity"}),
+            GradientCovarianceEstimator,
+        ],
+        "oversampling": [Interval(Real, 1, None, closed="neither"), StrOptions({"auto"})],
         "shuffle": ["boolean"],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
@@ -73,6 +72,20 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         "random_state": ["random_state", np.random.Generator],
         "verbose": ["verbose"],
     }
+
+    def _refuse_unfit(self, X: Any, Y: Array) -> None:
+        """Raise ValueError where features are too many to be fitted."""
+        classifier = isinstance(self, ClassifierMixin)
+        refuse_wide(
+            X.shape[1],
+            n_outputs=Y.shape[1] if classifier else 1,  # targets share their curvature
+            instead=(
+                f"Use sklearn.linear_model.{'LogisticRegression' if classifier else 'Ridge'} or "
+                f"{'SGDClassifier' if classifier else 'SGDRegressor'}, which need no such matrix; "
+                "or take fewer features, by sklearn.decomposition.TruncatedSVD or "
+                "sklearn.feature_selection."
+            ),
+        )
 
     def _minimise(
         self,
@@ -94,42 +107,82 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             X, Y, sample_weight, labels, held_out = self._hold_out(
                 X, Y, loss, sample_weight, labels, rng
             )
-        problem = Problem(
-            X,
-            Y,
-            _mean_one(sample_weight),
-            loss,
-            self.alpha,
-            self.fit_intercept,
-            _count(sample_weight),
-        )
-        monitor = _Monitor(self, X, labels, held_out)
+        problem, self._fit_saw = self._problem(X, Y, loss, sample_weight)
+        monitor = Monitor(self, X, labels, held_out)
         with blas_threads(X.shape[1]):
             if self.noise == "single":
-                solution = _solve_single(self, problem, sample_weight, rng, start, monitor)
+                solution = self._solve_single(problem, sample_weight, rng, start, monitor)
             else:
-                settings = Settings(
-                    tol=self.tol,
-                    max_iter=self.max_iter,
-                    oversampling=self.oversampling,
-                    batch_size=None if isinstance(self.batch_size, str) else self.batch_size,
-                    learning_rate=None
-                    if isinstance(self.learning_rate, str)
-                    else self.learning_rate,
-                    average=self.average,
-                    variance_reduction=self.variance_reduction,
-                    shuffle=self.shuffle,
-                    n_threads=effective_n_threads(),
-                    fixed=self._fixed_preconditioner(problem, sample_weight),
-                    safeguard=self.preconditioner != "identity" and self.variance_reduction,
-                    on_iteration=monitor,
+                solution = solve(
+                    problem, self._settings(problem, sample_weight, monitor), rng, start
                 )
-                solution = solve(problem, settings, rng, start)
             monitor.close(solution.W)
             self._store_solution(solution, problem)
         self._store(solution.W, X.dtype)
-        self._warn(solution, problem, stopped=monitor.stopped)
+        self._warn(solution, problem)
         return self
+
+    def _problem(
+        self, X: Any, Y: Array, loss: Any, sample_weight: Array | None
+    ) -> tuple[Problem, FitSaw]:
+        """Return the objective, and what a stream will ask of its rows."""
+        penalty = Penalty(self.alpha, self.penalty_units)
+        weight = np.ones(Y.shape[0]) if sample_weight is None else sample_weight
+        spread = Spread.empty(X.shape[1])
+        if penalty.alpha and penalty.units == "std":
+            for start in range(0, len(weight), step := max(256, 2**17 // max(X.shape[1], 1))):
+                piece = slice(start, start + step)
+                spread = spread.plus(X[piece], weight[piece])
+        total = float(weight.sum())
+        problem = Problem(
+            X,
+            Y,
+            mean_one(sample_weight),
+            loss,
+            penalty.ridge(total, spread) / total if penalty.alpha else 0.0,
+            bool(self.fit_intercept),
+            observations(sample_weight),
+        )
+        return problem, fit_saw(problem, sample_weight, spread)
+
+    def _settings(self, problem: Problem, sample_weight: Any, monitor: Monitor) -> Settings:
+        """Parameters of the estimator as the solver takes them."""
+        steps = StepSettings(
+            None if isinstance(self.batch_size, str) else self.batch_size,
+            None if isinstance(self.learning_rate, str) else self.learning_rate,
+            self.average,
+            self.variance_reduction,
+        )
+        plain = isinstance(self.preconditioner, str) and self.preconditioner == "identity"
+        wanted = self.preconditioner if self.preconditioner in ("exact", "sketch") else "auto"
+        chosen = plan(
+            problem.n,
+            problem.p,
+            density=problem.X.nnz / max(np.prod(problem.X.shape), 1)
+            if sparse.issparse(problem.X)
+            else 1.0,
+            n_columns=1 if problem.loss.quadratic else problem.Y.shape[1],
+            quadratic=problem.loss.quadratic,
+            preconditioner=wanted,
+            oversampling=None if isinstance(self.oversampling, str) else self.oversampling,
+            steps=plain or steps != StepSettings(),
+        )
+        if self.verbose:
+            print(f"plan: {chosen}")
+        self.preconditioner_ = chosen.preconditioner
+        if plain or not isinstance(self.preconditioner, str):
+            self.preconditioner_ = "identity" if plain else "estimator"
+        return Settings(
+            chosen,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            steps=steps,
+            shuffle=self.shuffle,
+            n_threads=effective_n_threads(),
+            given=self._given(problem, sample_weight),
+            safeguard=not plain and self.variance_reduction,
+            on_iteration=monitor,
+        )
 
     def _hold_out(
         self,
@@ -141,32 +194,37 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         rng: np.random.Generator,
     ) -> tuple[Any, Array, Array | None, Any, Problem]:
         rows = np.arange(Y.shape[0]) if sample_weight is None else np.flatnonzero(sample_weight)
+        classes = labels[rows] if isinstance(self, ClassifierMixin) else None
+        _refuse_hold_out(len(rows), classes, self.validation_fraction)
         train, test = train_test_split(
             rows,
             test_size=self.validation_fraction,
             random_state=int(rng.integers(2**31)),
-            stratify=labels[rows] if isinstance(self, ClassifierMixin) else None,
+            stratify=classes,
         )
+        if classes is not None and len(np.unique(labels[train])) < len(np.unique(classes)):
+            missing = np.setdiff1d(classes, labels[train]).tolist()
+            raise ValueError(
+                f"early_stopping=True with validation_fraction={self.validation_fraction:g} leaves "
+                f"no row of the classes {missing} to learn from. Decrease validation_fraction, or "
+                "set early_stopping=False."
+            )
         train, test = np.sort(train), np.sort(test)
         weights = (None, None)
         if sample_weight is not None:
             weights = sample_weight[train], sample_weight[test]
-        held_out = Problem(X[test], Y[test], _mean_one(weights[1]), loss, 0.0, self.fit_intercept)
+        held_out = Problem(
+            X[test], Y[test], mean_one(weights[1]), loss, 0.0, bool(self.fit_intercept)
+        )
         return X[train], Y[train], weights[0], labels[train], held_out
 
-    def _fixed_preconditioner(self, problem: Problem, sample_weight: Any) -> Sketch | None:
+    def _given(self, problem: Problem, sample_weight: Any) -> Factor | None:
+        """Return the preconditioner that the user gave, if any."""
         given = self.preconditioner
         if isinstance(given, str):
-            if given == "auto":
+            if given != "identity":
                 return None
-            mean_square = 0.0  # identity: the trace of the Hessian bounds its eigenvalues
-            raw = np.zeros_like(problem.Y)
-            for piece, Z in problem.chunks():
-                v = problem.weighted(problem.loss.curvature(problem.Y[piece], raw[piece]), piece)
-                square = Z.multiply(Z).sum(axis=1) if sparse.issparse(Z) else np.sum(Z**2, axis=1)
-                mean_square += float(v.sum(axis=1) @ (np.asarray(square).ravel() + 1.0))
-            scale = np.sqrt(problem.n / mean_square) if mean_square else 1.0
-            return fixed_sketch(np.eye(problem.p) / scale, problem, ratio=0.0)
+            return given_factor(np.eye(problem.p) * _root_of_trace(problem), problem, ratio=0.0)
         estimator = given
         if not hasattr(estimator, "covariance_"):
             y = problem.Y[:, 0] if problem.Y.shape[1] == 1 else None
@@ -176,14 +234,57 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                 f"The preconditioner was fitted on {estimator.n_features_in_} features, X has "
                 f"{problem.X.shape[1]}. Pass an estimator fitted on the same features."
             )
-        self.covariance_estimator_ = estimator
-        return fixed_sketch(
+        self._estimator = estimator
+        return given_factor(
             estimator._hessian_factor(intercept=problem.has_intercept),
             problem,
             ratio=min(problem.p / max(estimator._memory.moments.n_gradients, 1), 0.5),
         )
 
+    def _solve_single(
+        self,
+        problem: Problem,
+        sample_weight: Array | None,
+        rng: np.random.Generator,
+        start: Array | None,
+        monitor: Monitor,
+    ) -> Solution:
+        """Minimise by what one noisy gradient a batch tells."""
+        if problem.Y.shape[1] != 1:
+            raise ValueError(
+                f"noise='single' sees one gradient a batch, but there are {problem.Y.shape[1]} "
+                "outputs or classes. Fit one model an output, or use noise='antithetic'."
+            )
+
+        def estimator(seed: int) -> GradientCovarianceEstimator:
+            return GradientCovarianceEstimator(
+                batch_size=self.batch_size,
+                noise="single",
+                noise_scale=self.noise_scale,
+                loss=self.loss,
+                epsilon=getattr(self, "epsilon", 1.35),
+                assume_centered=not problem.has_intercept,
+                shuffle=self.shuffle,
+                random_state=seed,
+            )
+
+        data = SingleGradients(problem, sample_weight, estimator, rng, self.noise_scale)
+        method = InterceptFirst(data) if problem.has_intercept else Approach(data)
+        clock = time.perf_counter()
+        history: list[dict[str, Any]] = []
+
+        def watch(look: Look) -> bool:
+            history.append(record_of(look, data.passes, clock))
+            return monitor(look.point.W, history[-1])
+
+        point = data.at(np.zeros((problem.p, 1)) if start is None else start)
+        W, _, look, ending = descend(method, point, Goal(0.0), self.max_iter - 1, watch)
+        seen = look.point.rows
+        self._estimator, self.preconditioner_ = seen.estimator, "single"
+        return Solution(W, seen.factor, ending, 4 * point.floor, 1.0, data.passes, history, np.nan)
+
     def _store(self, W: Array, dtype: Any) -> None:
+        _refuse_cast(W[int(self.fit_intercept) :], dtype)
         for name, value in self._attributes(W, dtype).items():
             setattr(self, name, value)
 
@@ -194,82 +295,106 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         self.t_ = round(solution.n_passes * problem.n)
         self.learning_rate_ = solution.learning_rate
         self.converged_ = solution.converged
-        self._factors = solution.sketch.factors
-        self._n_seen = float(problem.count or problem.n)
+        factor = solution.factor
+        self._factors = list(factor.factors)
+        self._sketched = (factor.n_batches, factor.batch_size, problem.n)
+        self._ridge = problem.ridge[:, 0]
+        self._observations = float(problem.observations)
+        self.rank_ = problem.p - problem.has_intercept - factor.n_clipped
+        free = self._observations - self.rank_ - problem.has_intercept
+        self._dispersion = solution.dispersion * (
+            1 if problem.loss.likelihood else self._observations
+        )
+        if not problem.loss.likelihood:
+            self._dispersion = self._dispersion / free if free > 0 else np.nan
         self.__dict__.pop("_online", None)
-        if isinstance(self.preconditioner, str) and self.noise != "single":
-            factors = solution.sketch.factors  # one a class: the mean of their Hessians
-            self.covariance_estimator_ = GradientCovarianceEstimator._from_factor(
-                triangular_factor(np.vstack(factors)) / np.sqrt(len(factors)),
-                n_batches=solution.sketch.n_batches,
-                n_samples=problem.n,
-                batch_size=solution.sketch.batch_size,
-                has_intercept=problem.has_intercept,
-                loss=self.loss,
-                epsilon=getattr(self, "epsilon", 1.35),
-            )
 
-    def _warn(self, solution: Solution, problem: Problem, *, stopped: bool) -> None:
-        clipped = solution.sketch.n_clipped
-        if clipped:
-            warnings.warn(
-                f"X determines only {problem.p - clipped} of {problem.p} coefficients"
-                f"{', intercept included' * problem.has_intercept}: features are constant, linear "
-                "combinations of others (such as all levels of a category), or more than the rows. "
-                "The solution is the one without the other directions; use alpha > 0 for a ridge "
-                "solution.",
-                CalibrationWarning,
-                stacklevel=5 + CALLBACK_FRAMES,
-            )
+    @property
+    def covariance_estimator_(self) -> GradientCovarianceEstimator:
+        """The preconditioner, as an estimator of the Hessian where it was last made."""
+        if "_estimator" in vars(self):
+            return self._estimator
+        if not hasattr(self, "history_"):
+            raise AttributeError("covariance_estimator_ is there after fit alone.")
+        n_batches, batch_size, n_samples = self._sketched
+        root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
+        return GradientCovarianceEstimator._from_factor(
+            root,
+            n_batches=n_batches,
+            n_samples=n_samples,
+            batch_size=batch_size,
+            has_intercept=bool(self.fit_intercept),
+            loss=self.loss,
+            epsilon=getattr(self, "epsilon", 1.35),
+        )
+
+    def _inference(self, name: str) -> Inference:
+        if not hasattr(self, "history_"):
+            raise AttributeError(f"{name} is there after fit alone.")
+        h = bool(self.fit_intercept)
+        root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
+        return infer(root, self._ridge, self._observations, has_intercept=h)
+
+    @property
+    def df_(self) -> float:
+        """Effective degrees of freedom."""
+        return self._inference("df_").df * max(len(self._factors) - 1, 1)
+
+    @property
+    def coef_standard_error_(self) -> Array:
+        """Standard errors of `coef_`, of its shape."""
+        found = self._inference("coef_standard_error_").standard_error
+        errors = found[int(self.fit_intercept) :]
+        return self._like_coef(errors[:, None] * np.sqrt(np.atleast_1d(self._dispersion)))
+
+    @property
+    def intercept_standard_error_(self) -> Any:
+        """Standard errors of `intercept_`, of its shape."""
+        found = self._inference("intercept_standard_error_").standard_error
+        first = found[0] if self.fit_intercept else 0.0
+        return self._like_intercept(first * np.sqrt(np.atleast_1d(self._dispersion)))
+
+    def _like_coef(self, errors: Array) -> Array:
+        """Errors of shape (d, t) in the shape of `coef_`; not known where classes are coupled."""
+        if len(self._factors) > 1:
+            return np.full(self.coef_.shape, np.nan)
+        return np.broadcast_to(errors.T, np.atleast_2d(self.coef_).shape).reshape(self.coef_.shape)
+
+    def _like_intercept(self, errors: Array) -> Any:
+        if len(self._factors) > 1:
+            return np.full(np.shape(self.intercept_), np.nan)
+        if np.ndim(self.intercept_) == 0:
+            return float(errors[0])
+        return np.broadcast_to(errors, np.shape(self.intercept_)).copy()
+
+    def _mean_factor(self) -> Array:
+        """Root of the mean of the classes' Hessians."""
+        return triangular_factor(np.vstack(self._factors)) / np.sqrt(len(self._factors))
+
+    def _warn(self, solution: Solution, problem: Problem) -> None:
         last = solution.history[-1]
-        if solution.separable:
-            warnings.warn(
-                f"The classes are separable: at a mean loss of {last['loss']:.3g} every row is on "
-                "the side of its class, so that without a penalty there is no solution, and "
-                "coefficients grow without end. Pass alpha > 0.",
-                ConvergenceWarning,
-                stacklevel=5 + CALLBACK_FRAMES,
-            )
-        elif not solution.converged and not stopped:
-            warnings.warn(
-                f"Not converged after {self.n_iter_} iterations and {solution.n_passes:.1f} passes "
-                f"over X: the decrement is {last['decrement']:.3g}, the target "
-                f"{self.tol * last['floor']:.3g}. Increase max_iter or tol"
-                + (", or use preconditioner='auto'." if self.preconditioner == "identity" else "."),
-                ConvergenceWarning,
-                stacklevel=5 + CALLBACK_FRAMES,
-            )
+        said = {
+            Ending.SEPARABLE: f"The classes are separable: at a mean loss of {last['loss']:.3g} "
+            "every row is on the side of its class, so that without a penalty there is no "
+            "solution, and coefficients grow without end. Pass alpha > 0.",
+            Ending.UNBOUNDED: "Some coefficients have no finite value: every step moves some rows' "
+            "predictions by as much as the one before, though next to nothing is gained. A level "
+            "of a category, or a combination of features, has no count but zero, or one class "
+            "only. Pass alpha > 0, or drop it.",
+            Ending.STALLED: self._unconverged(solution),
+            Ending.EXHAUSTED: self._unconverged(solution),
+        }
+        if solution.ending in said:
+            warnings.warn(said[solution.ending], ConvergenceWarning, stacklevel=5 + CALLBACK_FRAMES)
 
-    def _stream(self, X: Any, Y: Array, loss: Any, sample_weight: Array | None) -> OnlineModel:
-        if self.early_stopping or self.noise == "single":
-            which = "early_stopping=True" if self.early_stopping else "noise='single'"
-            raise ValueError(
-                f"{which} is for fit: partial_fit sees each row once, and the row itself. Set "
-                "early_stopping=False and leave noise at its default, or use fit."
-            )
-        problem = Problem(X, Y, sample_weight, loss, self.alpha, self.fit_intercept)
-        model = getattr(self, "_online", None)
-        if model is not None and model.W.shape[1] != Y.shape[1]:
-            raise ValueError(
-                f"y has {Y.shape[1]} targets, but {model.W.shape[1]} were fitted before. Pass the "
-                "same targets, or start a new estimator."
-            )
-        if model is None:
-            W = np.zeros((problem.p, Y.shape[1]))
-            if hasattr(self, "_factors"):
-                W = self._coefficients()
-            model = OnlineModel(W)
-            if hasattr(self, "_factors"):
-                model = model.starting_from(self._factors, self._n_seen, problem)
-        with blas_threads(X.shape[1]):
-            model = model.update(problem)
-        if not np.isfinite(model.W).all():
-            raise ValueError(
-                "The coefficients overflow: features or targets are too large. Rescale X or y."
-            )
-        for name in _REPORTS:
-            self.__dict__.pop(name, None)
-        return model
+    def _unconverged(self, solution: Solution) -> str:
+        plain = isinstance(self.preconditioner, str) and self.preconditioner == "identity"
+        return (
+            f"Not converged after {self.n_iter_} iterations and {solution.n_passes:.1f} passes "
+            f"over X: the decrement is {solution.history[-1]['decrement']:.3g}, the target "
+            f"{solution.target:.3g}. Increase max_iter or tol"
+            + (", or use preconditioner='auto'." if plain else ".")
+        )
 
     def _coefficients(self) -> Array:
         """Return the coefficients as the solver has them: intercept first, a column an output."""
@@ -283,10 +408,11 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         if coef_init is None and intercept_init is None:
             if self.warm_start and hasattr(self, "coef_"):
                 W = self._coefficients()
-                if W.shape == (d + self.fit_intercept, t):
+                if W.shape == (d + bool(self.fit_intercept), t):
                     return W
             return None
-        W = np.zeros((d + self.fit_intercept, t))
+        h = int(self.fit_intercept)
+        W = np.zeros((d + h, t))
         if coef_init is not None:
             coef = np.asarray(coef_init, dtype=np.float64)
             if coef.size != d * t or not np.isfinite(coef).all():
@@ -294,8 +420,8 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                     f"coef_init has shape {coef.shape}, but {t} output(s) of {d} features are "
                     "fitted: pass finite coefficients of the shape of coef_."
                 )
-            W[self.fit_intercept :] = coef.reshape(t, d).T
-        if intercept_init is not None and self.fit_intercept:
+            W[h:] = coef.reshape(t, d).T
+        if intercept_init is not None and h:
             intercept = np.asarray(intercept_init, dtype=np.float64).ravel()
             if intercept.size != t or not np.isfinite(intercept).all():
                 raise ValueError(
@@ -318,221 +444,64 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         return tags
 
 
-def _mean_one(sample_weight: Array | None) -> Array | None:
-    if sample_weight is None:
-        return None
-    weight = sample_weight / sample_weight.max()  # their sum might overflow
-    return weight * (len(weight) / weight.sum())
+def _root_of_trace(problem: Problem) -> float:
+    """Root of the trace of the Hessian at zero, which bounds its eigenvalues."""
+    total = 0.0
+    raw = np.zeros_like(problem.Y)
+    for piece, Z in problem.chunks():
+        v = problem.weighted(problem.loss.curvature(problem.Y[piece], raw[piece]), piece)
+        square = Z.multiply(Z).sum(axis=1) if sparse.issparse(Z) else np.sum(Z**2, axis=1)
+        total += float(v.sum(axis=1) @ (np.asarray(square).ravel() + 1.0))
+    return float(np.sqrt(total / problem.n)) or 1.0
 
 
-def _count(sample_weight: Array | None) -> float:
-    """Observations that weights stand for: their sum, as repetitions, or what that can't be."""
-    if sample_weight is None:
-        return 0.0
-    weight = sample_weight / sample_weight.max()  # their squares might overflow or vanish
-    # Kish's effective size, for weights that were scaled to another sum
-    return max(float(sample_weight.sum()), float(weight.sum() ** 2 / np.sum(weight**2)))
-
-
-def class_weighted(
-    class_weight: Any, classes: Any, y: Any, sample_weight: Array | None
-) -> Array | None:
-    """Weights of rows times those of their classes; a dict may lack classes, which weigh one."""
-    if class_weight is None:
-        return sample_weight
-    if isinstance(class_weight, dict):  # a chunk of a stream may lack some classes
-        labels = classes.tolist()
-        unknown = [label for label in class_weight if label not in labels]
-        if unknown:
-            raise ValueError(
-                f"class_weight has weights for {unknown}, which are not among the labels {labels}: "
-                "mistyped, or of another type. Change the keys of class_weight."
-            )
-        each = [float(class_weight.get(label, 1.0)) for label in labels]
-        weights = np.array(each)[np.searchsorted(classes, y)]
-    else:
-        weights = compute_sample_weight(class_weight, y)
-    if sample_weight is not None:
-        with np.errstate(over="ignore", invalid="ignore"):  # found below
-            weights = weights * sample_weight
-    bad = ~((weights >= 0) & np.isfinite(weights))
-    if bad.any():
-        factor = "" if sample_weight is None else ", sample_weight included"
-        raise ValueError(
-            f"A row of class {y[bad].tolist()[0]!r} has the weight {weights[bad][0]:g}{factor}: "
-            f"weights count repetitions, so they must be finite and >= 0. Change class_weight="
-            f"{class_weight!r}."
-        )
-    return weights
-
-
-def refuse_one_class(y: Any, weights: Array | None) -> None:
-    """Raise ValueError unless two labels at least have a positive weight."""
-    present = np.unique(y if weights is None else y[weights > 0]).tolist()
-    if len(present) < 2:
-        raise ValueError(
-            f"There is {'only one' if present else 'no'} class with a positive weight, {present} "
-            f"of the labels {np.unique(y).tolist()}: a classifier needs at least two. Add rows of "
-            "another class, or change class_weight or sample_weight where they are zero."
-        )
-
-
-class _Monitor:
-    """Told of every iteration: prints, calls scikit-learn's callbacks, and says when to stop."""
-
-    def __init__(self, estimator: Any, X: Any, y: Any, held_out: Problem | None) -> None:
-        self.estimator = estimator
-        self.X, self.y = X, y
-        self.held_out = held_out
-        self.stopped = False
-        self.best, self.worse, self.iteration = np.inf, 0, 0
-        self.context = None
-        if getattr(estimator, "_skl_callbacks", None):
-            self.context = estimator._init_callback_context(max_subtasks=estimator.max_iter + 1)
-            self.context.call_on_fit_task_begin(estimator=estimator, X=X, y=y)
-
-    def __call__(self, W: Array, record: dict[str, Any]) -> bool:
-        estimator = self.estimator
-        if estimator.verbose:
-            print(
-                f"iteration {self.iteration}: loss {record['loss']:.8g}, decrement "
-                f"{record['decrement']:.3g} (target {estimator.tol * record['floor']:.3g}), "
-                f"{record['passes']:.1f} passes, {record['seconds']:.2f} s"
-            )
-        self.iteration += 1
-        if self.held_out is not None:
-            loss = self.held_out.mean_loss(self.held_out.predict(self.held_out.X, W))
-            record["validation_loss"] = loss
-            self.worse = 0 if loss < self.best else self.worse + 1
-            self.best = min(self.best, loss)
-            self.stopped = self.worse >= estimator.n_iter_no_change
-        if self.context is not None:
-            task = self.context.subcontext(task_name="iteration")
-            arguments = {
-                "estimator": estimator,
-                "X": self.X,
-                "y": self.y,
-                "reconstruction_attributes": estimator._attributes(W, self.X.dtype),
-            }
-            task.call_on_fit_task_begin(**arguments)
-            self.stopped = bool(task.call_on_fit_task_end(**arguments)) or self.stopped
-        return self.stopped
-
-    def close(self, W: Array) -> None:
-        """End the fit's own task."""
-        if self.context is not None:
-            self.context.call_on_fit_task_end(
-                estimator=self.estimator,
-                X=self.X,
-                y=self.y,
-                reconstruction_attributes=self.estimator._attributes(W, self.X.dtype),
-            )
-
-
-def _see_single(
-    estimator: Any,
-    problem: Problem,
-    sample_weight: Array | None,
-    W: Array,
-    rng: np.random.Generator,
-) -> tuple[GradientCovarianceEstimator, Sketch, Array]:
-    """One noisy gradient a batch at W: curvature, as a preconditioner, and mean gradient."""
-    seen = GradientCovarianceEstimator(
-        batch_size=estimator.batch_size,
-        noise="single",
-        noise_scale=estimator.noise_scale,
-        loss=estimator.loss,
-        epsilon=getattr(estimator, "epsilon", 1.35),
-        assume_centered=not problem.has_intercept,
-        shuffle=estimator.shuffle,
-        random_state=int(rng.integers(2**31)),
+def _refuse_hold_out(n_rows: int, classes: Any, fraction: float) -> None:
+    """Raise ValueError unless rows can be held out, and some of each class on either side."""
+    n_test = int(np.ceil(fraction * n_rows))
+    said = (
+        f"early_stopping=True holds out {n_test} of {n_rows} rows with a weight, "
+        f"validation_fraction={fraction:g} of them"
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)  # far from the optimum at first
-        seen.fit(
-            problem.X,
-            problem.Y[:, 0],
-            sample_weight,
-            coef=W[problem.has_intercept :, 0],
-            intercept=float(W[0, 0]) if problem.has_intercept else 0.0,
-        )
-    if seen.n_batches_ < 2 * problem.p:
+    if classes is None:
+        if n_test >= n_rows:
+            raise ValueError(
+                f"{said}, and leaves none to learn from. Decrease validation_fraction, add rows, "
+                "or set early_stopping=False."
+            )
+        return
+    names, counts = np.unique(classes, return_counts=True)
+    single = names[counts < 2].tolist()
+    if single:
         raise ValueError(
-            f"noise='single' has {seen.n_batches_} gradients of batch_size={seen.batch_size_} "
-            f"for {problem.p} coefficients, and needs twice as many gradients as coefficients. "
-            "Use a smaller batch_size, more rows, or noise='antithetic'."
+            f"{said}, of each class its share, but the classes {single} have one row each: it "
+            "cannot be both held out and learned from. Add rows of them, or set "
+            "early_stopping=False, which needs no validation_fraction."
         )
-    factor = seen._hessian_factor(intercept=problem.has_intercept)
-    if problem.has_intercept and problem.quadratic:
-        # The feature of ones has second moment one: this calibrates what the nuisance inflates
-        factor = factor / factor[0, 0]
-    # Gradients are few: undo the bias of the inverse
-    sketched = fixed_sketch(factor, problem, ratio=min(problem.p / seen.n_batches_, 0.5))
-    gradient = np.append(
-        [seen.mean_intercept_gradient_] if problem.has_intercept else [], seen.mean_gradient_
-    )[:, None]
-    return seen, sketched, gradient + problem.penalty_gradient(W)
-
-
-def _solve_single(
-    estimator: Any,
-    problem: Problem,
-    sample_weight: Array | None,
-    rng: np.random.Generator,
-    start: Array | None,
-    monitor: _Monitor,
-) -> Solution:
-    """Newton steps from noisy gradients alone, as the paper's server takes them.
-
-    Every iteration sees one gradient a batch, at target noise of total variance
-    `noise_scale` times the batch size: their mean is the direction, their covariance the
-    curvature. The noise of a mean of k gradients is k times smaller, and steps are averaged once
-    the decrement has come down to it.
-    """
-    if problem.Y.shape[1] != 1:
+    if n_test < len(names):
+        enough = np.ceil(100 * len(names) / n_rows) / 100
         raise ValueError(
-            f"noise='single' sees one gradient a batch, but there are {problem.Y.shape[1]} outputs "
-            "or classes. Fit one model an output, or use noise='antithetic'."
+            f"{said}, fewer than the {len(names)} classes. Increase validation_fraction to "
+            f"{enough:.2f} or more, or set early_stopping=False."
         )
-    W = np.zeros((problem.p, 1)) if start is None else start
-    total, n_averaged = np.zeros_like(W), 0
-    history: list[dict[str, Any]] = []
-    clock = time.perf_counter()
-    converged = False
-    best = np.inf, W
-    for iteration in range(estimator.max_iter):
-        seen, sketched, gradient = _see_single(estimator, problem, sample_weight, W, rng)
-        decrement = sketched.decrement(gradient)
-        floor = estimator.noise_scale * problem.p / seen.n_batches_
-        record = {
-            "loss": np.nan,  # nobody who sees gradients alone knows it
-            "decrement": decrement,
-            "floor": floor,
-            "passes": iteration + 1.0,
-            "seconds": time.perf_counter() - clock,
-        }
-        history.append(record)
-        stop = monitor(W, record)
-        if decrement <= best[0]:
-            best = decrement, W
-        elif not decrement <= 1e3 * best[0]:
-            W = best[1]
-            break  # diverging: unconverged, and the warning says so
-        if problem.has_intercept and iteration < _INTERCEPT_FIRST:
-            # A large mean residual would drown the features' part of the gradient
-            W = W.copy()
-            W[0] -= gradient[0] * sketched.whiten[0][0, 0] ** 2
-        else:
-            # The step for the extreme eigenvalues (1 - c)/(1 +- sqrt(c))^2 of the law
-            c = sketched.ratio
-            ends = [(1 - c) / (1 + sign * np.sqrt(c)) ** 2 for sign in (1, -1)]
-            W = W - 2 / sum(ends) * sketched.newton(gradient)
-        if decrement <= 4 * floor or n_averaged:
-            n_averaged += 1
-            total += W
-            converged = n_averaged >= _AVERAGED
-        if converged or stop:
-            break
-    estimator.covariance_estimator_ = seen
-    W = total / n_averaged if n_averaged else W
-    return Solution(W, sketched, converged, 1.0, float(len(history)), history=history)
+    if n_rows - n_test < len(names):
+        raise ValueError(
+            f"{said}, and leaves {n_rows - n_test} to learn {len(names)} classes from. Decrease "
+            "validation_fraction, or set early_stopping=False."
+        )
+
+
+def _refuse_cast(coef: Array, dtype: Any) -> None:
+    """Raise ValueError where coefficients are beyond the range of the precision of X."""
+    limits = np.finfo(dtype)
+    largest = np.max(np.abs(coef), axis=0, initial=0.0)
+    if not np.all(largest <= limits.max):  # NaN included
+        raise ValueError(
+            f"The coefficients overflow {limits.dtype}: the largest is {largest.max():.3g}, for "
+            f"{limits.max:.3g} at most. Pass X as float64, or rescale X or y."
+        )
+    if np.any((largest > 0) & (largest < limits.tiny)):
+        worst = largest[largest > 0].min()
+        raise ValueError(
+            f"The coefficients vanish in {limits.dtype}: the largest is {worst:.3g}, for "
+            f"{limits.tiny:.3g} at least. Pass X as float64, or rescale X or y."
+        )

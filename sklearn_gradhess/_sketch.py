@@ -1,143 +1,116 @@
-"""Sketch a Hessian: the preconditioner, its step size, and the solution of the sketched problem.
+"""Hessians in factor form: exact, or a sketch by batch gradients of sign noise.
 
-The antithetic Rademacher sketch of the rows, weighted with the root of the curvature, is a
-preconditioner P whose P^-1 H has eigenvalues in [1/3, 3] for four batches a coefficient and any H
-(MATH section 4.1).
+Both are Gram matrices: of all rows, weighted with the root of their curvature, or of their sums
+over batches with random signs, the antithetic Rademacher sketch. For k batches and p coefficients
+the sketch is a preconditioner P whose P^-1 H has the eigenvalues of a Marchenko-Pastur law,
+whatever H (MATH section 4.1). With every row a batch of its own it is the Hessian.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
+from scipy.linalg import blas
 
-from sklearn_gradhess._gradients import BatchSums, RowCoefficients, batch_index, batch_sums
+from sklearn_gradhess._gradients import RowCoefficients, batch_index, batch_sums
 from sklearn_gradhess._moments import triangular_factor
-from sklearn_gradhess._objective import Problem
-from sklearn_gradhess._preconditioner import whitening
+from sklearn_gradhess._preconditioner import Factor, gram_roots, whitening
+from sklearn_gradhess._rows import Problem
+from sklearn_gradhess._validation import largest_entry
 
-__all__ = ["PROBES", "Sketch", "fixed_sketch", "sketch"]
+__all__ = ["PROBES", "Sketched", "given_factor", "hessian_factor", "sketch_factor"]
 
 Array = npt.NDArray[np.float64]
-# Multiplications below which the exact Hessian costs nothing to speak of
-_EXACT = 2e8
-_SPARE = 16  # batches more than coefficients, below which the inverse has no mean to speak of
 PROBES = 16  # random directions that estimate leverages, to about a third of their size
+_BUFFER_BYTES = 2**20
+_CENTRE = 64  # rows whose mean is subtracted beforehand
 
 
-@dataclass(frozen=True)
-class Sketch:
-    """Preconditioners of the columns of W; one serves all where the curvature is the same.
+class Sketched(NamedTuple):
+    """A factor, and what came with it.
 
     Attributes
     ----------
-    whiten : list of ndarray of shape (p, r)
-        T with ``T T'`` the inverse of the debiased sketched Hessian.
-    start : ndarray of shape (p, t) or None
-        Step to the solution of the sketched problem, if a target was sketched too.
-    exact : bool
-        Whether every row is a batch, so that the sketch is the Hessian itself.
-    ratio : float
-        Coefficients over batches, c in the Marchenko-Pastur law.
-    probes : list of ndarray of shape (p, PROBES) or None
-        Random directions whose predictions estimate leverages.
+    factor : Factor
+        The preconditioner.
+    step : ndarray of shape (p, t) or None
+        Solution of the weighted least squares with the targets given.
+    mixed : list of ndarray of shape (p, PROBES)
+        Random combinations of the rows of a sketch.
     n_passes : int
         Passes over the data that it took.
-    factors : list of ndarray of shape (p, p)
-        Triangular roots of the sketched Hessians, without penalty.
-    batch_size, n_batches : int
-        Rows in a batch, and batches.
-    n_clipped : int
-        Singular directions left out.
-    curvature_scale : float
-        Bound on the eigenvalues of the Hessian against its diagonal blocks: two where the columns
-        of W are coupled.
     """
 
-    whiten: list[Array]
-    start: Array | None
-    exact: bool
-    ratio: float
-    factors: list[Array]
-    batch_size: int
-    n_batches: int
+    factor: Factor
+    step: Array | None
+    mixed: list[Array]
+    n_passes: int
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """One column: roots of P^-1 and of the Hessian without penalty, and a step."""
+
+    inverse: Array
+    factor: Array
     n_clipped: int
-    curvature_scale: float = 1.0
-    probes: list[Array] | None = None
-    n_passes: int = 1
-
-    def newton(self, gradient: Array) -> Array:
-        """P^-1 times the gradient."""
-        if len(self.whiten) == 1:
-            T = self.whiten[0]
-            return T @ (T.T @ gradient)
-        return np.column_stack(
-            [T @ (T.T @ g) for T, g in zip(self.whiten, gradient.T, strict=True)]
-        )
-
-    def decrement(self, gradient: Array) -> float:
-        """Squared Newton decrement, ``g' P^-1 g``."""
-        return float(np.sum(gradient * self.newton(gradient)))
-
-    def scaled_to(self, other: "Sketch", problem: Problem) -> "Sketch":
-        """Scale so that the Hessian of another sketch has eigenvalues of mean one in this one."""
-        h = problem.has_intercept
-        total = 0.0
-        for T in self.whiten:
-            total += sum(float(np.sum((R @ T) ** 2)) for R in other.factors) / len(other.factors)
-            total += problem.alpha * float(np.sum(T[h:] ** 2))
-        mean = total / max(sum(T.shape[1] for T in self.whiten), 1)
-        return replace(self, whiten=[T / np.sqrt(mean) for T in self.whiten]) if mean else self
-
-    def step_size(self, batch_size: int) -> float:
-        """Half the largest mean-square stable step (MATH section 4.2).
-
-        With rows drawn by leverage the effective leverage is at most twice the mean, hence the
-        factor two on the noise term.
-        """
-        c, p = self.ratio, self.whiten[0].shape[0]
-        angle = (np.arange(200) + 0.5) * np.pi / 200
-        x = 1 + c - 2 * np.sqrt(c) * np.cos(angle)
-        density = np.sin(angle) ** 2 / x
-        density /= density.sum()
-        eigenvalues = self.curvature_scale * (1 - c) / x
-
-        def stable(eta: float) -> bool:
-            room = 2 - eta * (1 + 1 / batch_size) * eigenvalues
-            return bool(
-                np.all(room > 0) and 2 * p * np.sum(density * eta * eigenvalues / room) < batch_size
-            )
-
-        low, high = 0.0, 2.0 / eigenvalues.max()
-        for _ in range(40):
-            middle = 0.5 * (low + high)
-            low, high = (middle, high) if stable(middle) else (low, middle)
-        return 0.5 * low
+    step: Array | None
+    rest: float = 0.0  # sum of squares of the least squares' residuals, over the rows
 
 
-def sketch(
-    problem: Problem,
-    stiffness: Array | None,
-    target: Array | None = None,
-    *,
-    oversampling: float,
-    rng: np.random.Generator,
-    shuffle: bool = True,
-    n_threads: int = 1,
-) -> Sketch:
-    """Sketch the Hessian, and a least-squares problem with it. One pass; two if it is singular.
+def hessian_factor(
+    problem: Problem, curvature: Array | None, target: Array | None = None
+) -> Sketched:
+    """Exact Hessian, and the least squares with its weights: a pass, two where ill conditioned.
 
     Parameters
     ----------
     problem : Problem
         The objective.
-    stiffness : ndarray of shape (n_samples, t) or None
-        Curvature assumed of each row; None is one, as for the squared loss.
+    curvature : ndarray of shape (n_samples, t) or None
+        Curvature of each row; None is one.
     target : ndarray of shape (n_samples, t), default=None
-        Targets of the least-squares problem whose sketch is solved.
-    oversampling : float
-        Batches a coefficient.
+        Targets of the least-squares problem.
+    """
+    shift = _shift(problem)
+    columns = _columns(problem, curvature, target)
+    solved = [gram.solved(problem, shift) for gram in _accumulated(problem, columns, shift, _Gram)]
+    n_passes = 1
+    if any(one is None for one in solved):
+        # The square of the condition number is beyond double precision: rows, not their squares
+        triangles = _accumulated(problem, columns, shift, _Triangle)
+        solved = [triangle.solved(problem, shift) for triangle in triangles]
+        n_passes = 2
+    found = [one for one in solved if one is not None]
+    return Sketched(_factor(problem, found, 0.0, 1, problem.n), _steps(found), [], n_passes)
+
+
+def sketch_factor(
+    problem: Problem,
+    curvature: Array | None,
+    target: Array | None = None,
+    *,
+    n_batches: int,
+    rng: np.random.Generator,
+    shuffle: bool = True,
+    n_threads: int = 1,
+) -> Sketched:
+    """Sketch the Hessian and a least-squares problem: a pass, two if the sketch is singular.
+
+    Parameters
+    ----------
+    problem : Problem
+        The objective.
+    curvature : ndarray of shape (n_samples, t) or None
+        Curvature of each row; None is one.
+    target : ndarray of shape (n_samples, t), default=None
+        Targets of the least-squares problem whose sketch is solved. With a curvature the solution
+        is shortened by what is noise in it.
+    n_batches : int
+        Batches to deal the rows to, about.
     rng : Generator
         Source of signs and batches.
     shuffle : bool, default=True
@@ -145,140 +118,298 @@ def sketch(
     n_threads : int, default=1
         Threads.
     """
-    n, p = problem.n, problem.p
-    wanted = max(oversampling * p, p + _SPARE)
-    batch_size = 1 if 2.0 * n * p**2 <= _EXACT else max(1, int(n / wanted))
-    exact = batch_size == 1
-    v = np.ones((n, 1)) if stiffness is None else stiffness
-    root = np.sqrt(problem.weighted(v))
-    draw = partial(_draw, problem, root, target, batch_size, rng, n_threads=n_threads)
-    factors, mixed, k = draw(shuffle=shuffle)
-    inverses = [_whitening(factor[:p, :p], problem) for factor in factors]
-    n_passes = 1
-    if not exact and any(clipped for _, clipped in inverses):
+    shift, p = _shift(problem), problem.p
+    columns = _columns(problem, curvature, target)
+    batch_size = max(1, problem.n // n_batches)
+
+    def take(deal: _Deal) -> tuple[list[_Triangle], list[Array]]:
+        return _take(problem, columns, shift, deal, n_threads)
+
+    deal = _deal(problem.n, batch_size, rng, shuffle=shuffle)
+    made, mixed = take(deal)
+    solved = [one.solved(problem, shift) for one in made]
+    n_passes, k = 1, deal.n_batches
+    if any(one.n_clipped for one in solved):
         # Singular, or the signs of the only rows of a direction have cancelled: hardly ever twice
-        more, mixed_too, k_too = draw(shuffle=True)
-        pairs = zip(factors, more, strict=True)
-        factors = [triangular_factor(np.vstack(pair)) / np.sqrt(2) for pair in pairs]
+        another = _deal(problem.n, batch_size, rng, shuffle=True)
+        more, mixed_too = take(another)
+        made = [one.merge(other, problem) for one, other in zip(made, more, strict=True)]
         mixed = [(m + m2) / np.sqrt(2) for m, m2 in zip(mixed, mixed_too, strict=True)]
-        inverses = [_whitening(factor[:p, :p], problem) for factor in factors]
-        k, n_passes = k + k_too, 2
-    debias = 1.0 if exact else (k - p - 1) / k
-    whiten = [np.sqrt(debias) * T for T, _ in inverses]
-    start = None
-    if target is not None:
-        shrink = 0.0 if stiffness is None or exact else p / k
-        solved = (_solve(T, f, shrink) for (T, _), f in zip(inverses, factors, strict=True))
-        start = np.column_stack(list(solved))
-    probes = None
-    if not exact:
-        probes = [_probes(T, m, problem, rng) for T, m in zip(whiten, mixed, strict=True)]
-    return Sketch(
-        whiten,
-        start,
-        exact,
-        0.0 if exact else p / k,
-        [f[:p, :p] for f in factors],
+        solved = [one.solved(problem, shift) for one in made]
+        k, n_passes = k + another.n_batches, 2
+    steps = _steps(solved)
+    if steps is not None and curvature is not None:
+        steps = np.column_stack([_shortened(one, p / k) for one in solved])
+    return Sketched(_factor(problem, solved, p / k, batch_size, k), steps, mixed, n_passes)
+
+
+def given_factor(factor: Array, problem: Problem, *, ratio: float) -> Factor:
+    """Preconditioner of somebody else's making, in factor form."""
+    T, clipped = whitening(factor, has_intercept=problem.has_intercept, alpha=problem.alpha)
+    return _factor(problem, [_Solved(T, factor, clipped, None)], ratio, 1, 0)
+
+
+def _factor(
+    problem: Problem, solved: list[_Solved], ratio: float, batch_size: int, n_batches: int
+) -> Factor:
+    # E[S^-1] = k/(k - p - 1) H^-1 for the sketch S of k batches
+    debias = 1.0
+    if ratio and n_batches:
+        debias = max(n_batches - problem.p - 1, 1) / n_batches
+    elif ratio:
+        debias = 1 - ratio
+    return Factor(
+        tuple(np.sqrt(debias) * one.inverse for one in solved),
+        tuple(one.factor for one in solved),
+        max(one.n_clipped for one in solved),
+        ratio,
         batch_size,
-        k,
-        max(clipped for _, clipped in inverses),
-        _coupling(problem),
-        probes,
-        n_passes,
+        n_batches,
+        problem.loss.coupling,
     )
 
 
-def _draw(
+def _steps(solved: list[_Solved]) -> Array | None:
+    steps = [one.step for one in solved if one.step is not None]
+    return np.column_stack(steps) if steps else None
+
+
+def _columns(
+    problem: Problem, curvature: Array | None, target: Array | None
+) -> list[tuple[Array | None, Array | None]]:
+    """Roots of the weights of rows, and the targets that they serve, a column of W each.
+
+    One for all columns where rows have no curvature of their own.
+    """
+    if curvature is None:
+        root = None if problem.weight is None else np.sqrt(problem.weight)
+        return [(root, target)]
+    roots = np.sqrt(problem.weighted(curvature)).T
+    targets = [None] * len(roots) if target is None else list(target.T[:, :, None])
+    return list(zip(roots, targets, strict=True))
+
+
+def _widths(columns: list[tuple[Array | None, Array | None]]) -> list[int]:
+    return [0 if target is None else target.shape[1] for _, target in columns]
+
+
+def _shift(problem: Problem) -> Array:
+    """Near the mean of the features, so that their offsets cancel in no difference of squares."""
+    if not problem.has_intercept:
+        return np.zeros(problem.X.shape[1])
+    rows = problem.rows(np.arange(0, problem.n, max(problem.n // _CENTRE, 1)))
+    return np.asarray(rows.mean(axis=0), dtype=np.float64).ravel()
+
+
+def _pieces(problem: Problem, shift: Array, width: int) -> Iterator[tuple[slice, Array]]:
+    """Rows (1, x - shift) with room for a target, in a buffer that is used again."""
+    h, p = int(problem.has_intercept), problem.p
+    step = max(1024, p, _BUFFER_BYTES // (8 * p))
+    buffer = np.empty((min(step, problem.n), p + width))
+    for start in range(0, problem.n, step):
+        piece = slice(start, min(start + step, problem.n))
+        rows = problem.X[piece]
+        out = buffer[: piece.stop - start]
+        out[:, :h] = 1.0
+        dense = rows.toarray() if sparse.issparse(rows) else rows
+        np.subtract(dense, shift, out=out[:, h:p])
+        yield piece, out
+
+
+def _weighted_pieces(
+    problem: Problem, columns: list[tuple[Array | None, Array | None]], shift: Array
+) -> Iterator[tuple[int, Array]]:
+    """For each piece and column the rows ``sqrt(w v) (1, x - shift, q)``; valid until the next."""
+    p, width = problem.p, max(_widths(columns))
+    several = np.empty((0, p + width))
+    for piece, base in _pieces(problem, shift, width):
+        if len(columns) > 1 and len(several) < len(base):
+            several = np.empty_like(base)
+        for j, (root, target) in enumerate(columns):
+            rows = base
+            if target is not None:
+                rows[:, p:] = target[piece]
+            if root is not None:
+                rows = several[: len(base)] if len(columns) > 1 else base
+                np.multiply(base, root[piece, None], out=rows)
+            yield j, rows
+
+
+class _Gram:
+    """Gram matrix of rows (1, x - shift, q): fast, but conditions are squared."""
+
+    def __init__(self, problem: Problem, width: int) -> None:
+        size = problem.p + width
+        self.upper = np.zeros((size, size), order="F")
+
+    def add(self, rows: Array) -> None:
+        """Take more rows in."""
+        self.upper = blas.dsyrk(1.0, rows.T, beta=1.0, c=self.upper, overwrite_c=1)
+
+    def solved(self, problem: Problem, shift: Array) -> _Solved | None:
+        """Solve by Cholesky's factor; None where rounding errors would decide."""
+        p, h = problem.p, int(problem.has_intercept)
+        gram = self.upper / problem.n
+        found = gram_roots(
+            gram[:p, :p],
+            shift,
+            has_intercept=problem.has_intercept,
+            alpha=problem.alpha,
+            precision=_precision(problem.X),
+        )
+        if found is None:
+            return None
+        inverse, factor = found
+        right, square = gram[:p, p:], np.diag(gram)[p:].sum()
+        if not right.shape[1]:
+            return _Solved(inverse, factor, 0, None)
+        step = np.empty(right.shape)
+        inner, centred = inverse[h:, h:], right[h:]
+        if h:
+            # Normal equations of the centred features, then the intercept
+            mean = gram[0, 1:p] / gram[0, 0]
+            centred = centred - np.outer(mean, right[0])
+            square -= np.sum(right[0] ** 2) / gram[0, 0]
+        step[h:] = inner @ (inner.T @ centred)
+        rest = max(float(square - np.sum(centred * step[h:])), 0.0)
+        if h:
+            step[0] = right[0] / gram[0, 0] - (mean + shift) @ step[1:]
+        return _Solved(inverse, factor, 0, step, rest)
+
+
+class _Triangle:
+    """Triangular factor of rows (1, x - shift, q), without their squares."""
+
+    def __init__(self, problem: Problem, width: int) -> None:
+        size = problem.p + width
+        self.factor = np.zeros((size, size))
+
+    def add(self, rows: Array) -> None:
+        """Take more rows in."""
+        self.factor = triangular_factor(np.vstack([self.factor, rows]))
+
+    def solved(self, problem: Problem, shift: Array) -> _Solved:
+        """Solve, without singular directions."""
+        p, h = problem.p, int(problem.has_intercept)
+        if not np.isfinite(self.factor).all():
+            raise ValueError(
+                "Sums over the rows of X overflow float64: its largest entry is "
+                f"{largest_entry(problem.X):.3g} in size. Rescale X."
+            )
+        triangle = self.factor / np.sqrt(problem.n)
+        factor = triangle[:p, :p].copy()
+        if h:
+            factor[0, 1:] += factor[0, 0] * shift
+        inverse, clipped = whitening(
+            factor,
+            has_intercept=problem.has_intercept,
+            alpha=problem.alpha,
+            precision=_precision(problem.X),
+        )
+        q, rest = triangle[:p, p:], float(np.sum(triangle[p:, p:] ** 2))
+        if not q.shape[1]:
+            return _Solved(inverse, factor, clipped, None)
+        step = np.empty(q.shape)
+        inner = inverse[h:, h:]
+        step[h:] = inner @ (inner.T @ (triangle[h:p, h:p].T @ q[h:]))
+        if h:
+            total = triangle[0, 0]
+            mean, first = (triangle[0, 1:p] / total, q[0] / total) if total else (0 * shift, 0.0)
+            step[0] = first - (mean + shift) @ step[1:]
+        return _Solved(inverse, factor, clipped, step, rest)
+
+    def merge(self, other: "_Triangle", problem: Problem) -> "_Triangle":
+        """Mean of the two second moments."""
+        out = _Triangle(problem, len(self.factor) - problem.p)
+        out.factor = triangular_factor(np.vstack([self.factor, other.factor])) / np.sqrt(2)
+        return out
+
+
+def _accumulated(
     problem: Problem,
-    root: Array,
-    target: Array | None,
-    batch_size: int,
-    rng: np.random.Generator,
-    *,
-    shuffle: bool,
-    n_threads: int,
-) -> tuple[list[Array], list[Array], int]:
-    """Triangular factors of sketched rows and targets, mixtures of rows, and batches: one pass."""
-    n, p, exact = problem.n, problem.p, batch_size == 1
-    coefficients = np.where(rng.random(n) < 0.5, -1.0, 1.0)[:, None] * root
+    columns: list[tuple[Array | None, Array | None]],
+    shift: Array,
+    how: type[_Gram] | type[_Triangle],
+) -> list[Any]:
+    """Take in all rows, a column of W each."""
+    made = [how(problem, width) for width in _widths(columns)]
+    for j, rows in _weighted_pieces(problem, columns, shift):
+        made[j].add(rows)
+    return made
+
+
+def _precision(X: Any) -> float:
+    """Return the rounding error of an entry of X, relative."""
+    return float(np.finfo(X.dtype).eps)
+
+
+def _shortened(one: _Solved, ratio: float) -> Array:
+    """Shrink what is noise in the solution of a sketched least squares.
+
+    It has a noise of ``s^2 c / (1 - c)``, c the ratio of coefficients to batches, whatever the
+    signal m^2; a step that is ``m^2 / (m^2 + noise)`` as long is the best one. Both are read off
+    the sketch's own residuals.
+    """
+    assert one.step is not None
+    variance = one.rest / (1 - ratio)
+    signal = max(float(np.sum((one.factor @ one.step) ** 2)) - ratio * variance, 0.0)
+    return one.step * (signal / (signal + variance * ratio / (1 - ratio)) if signal else 0.0)
+
+
+class _Deal(NamedTuple):
+    """Signs and batches of the rows, and the weights of the batches in random combinations.
+
+    Combinations of the rows, not of coordinates: as equivariant as the rows are.
+    """
+
+    signs: Array
+    batch: npt.NDArray[np.int32]
+    batch_size: int
+    n_batches: int
+    contiguous: bool
+    mix: Array
+
+
+def _deal(n: int, batch_size: int, rng: np.random.Generator, *, shuffle: bool) -> _Deal:
+    signs = np.where(rng.random(n) < 0.5, -1.0, 1.0)
     batch = batch_index(n, batch_size, 0, rng if shuffle else None)
-    sketched = None  # target of each coefficient vector
-    if target is not None:
-        columns = np.broadcast_to(coefficients, target.shape).T * target.T
-        sketched = np.column_stack([np.bincount(batch, c).astype(np.float64) for c in columns])
     k = int(batch.max()) + 1
-    # Combinations of the rows, not of coordinates: as equivariant as the rows are
-    mix = rng.standard_normal((0 if exact else k, PROBES))
-    runs = batch_sums(
+    mix = rng.standard_normal((k, PROBES))
+    return _Deal(signs, batch, batch_size, k, not shuffle or batch_size == 1, mix)
+
+
+def _take(
+    problem: Problem,
+    columns: list[tuple[Array | None, Array | None]],
+    shift: Array,
+    deal: _Deal,
+    n_threads: int,
+) -> tuple[list[_Triangle], list[Array]]:
+    """Take in sums over batches of rows and targets; random mixtures of the rows: one pass."""
+    p, width, k = problem.p, max(_widths(columns)), deal.n_batches
+    roots = [deal.signs if root is None else deal.signs * root for root, _ in columns]
+    targets = [
+        np.column_stack([np.bincount(deal.batch, root * q, minlength=k) for q in target.T])
+        for root, (_, target) in zip(roots, columns, strict=True)
+        if target is not None
+    ]
+    made = [_Triangle(problem, width) for _ in columns]
+    mixed = [np.zeros((p, PROBES)) for _ in columns]
+    for start, sums, _ in batch_sums(
         problem.X,
-        RowCoefficients(coefficients),
-        batch,
-        batch_size=batch_size,
-        contiguous=exact or not shuffle,
+        RowCoefficients(np.column_stack(roots)),
+        deal.batch,
+        batch_size=deal.batch_size,
+        contiguous=deal.contiguous,
         has_intercept=problem.has_intercept,
         n_threads=n_threads,
-    )
-    factors, mixed = _accumulate(runs, coefficients.shape[1], p, sketched, mix)
-    return [f / np.sqrt(n) for f in factors], [m / np.sqrt(n) for m in mixed], k
-
-
-def _accumulate(
-    runs: Iterable[BatchSums], n_columns: int, p: int, target: Array | None, mix: Array
-) -> tuple[list[Array], list[Array]]:
-    """Triangular factor of the sketched rows and targets, and random mixtures of the rows."""
-    width = 0 if target is None else target.shape[1] // n_columns
-    factors = [np.zeros((p + width, p + width)) for _ in range(n_columns)]
-    mixed = [np.zeros((p, PROBES)) for _ in range(n_columns)]
-    for start, sums, _ in runs:
-        for j in range(n_columns):
+    ):
+        for j in range(len(columns)):
             rows = sums[:, j]
-            if len(mix):
-                mixed[j] += rows.T @ mix[start : start + len(rows)]
-            if target is not None:
-                own = slice(j * width, (j + 1) * width)
-                rows = np.column_stack([rows, target[start : start + len(rows), own]])
-            factors[j] = triangular_factor(np.vstack([factors[j], rows]))
-    return factors, mixed
-
-
-def _solve(T: Array, factor: Array, ratio: float) -> Array:
-    """Solve the sketched least squares; with a ratio of p over k, shrink what is noise.
-
-    The solution has a noise of ``s^2 c / (1 - c)``, whatever the signal m^2; a step that is
-    ``m^2 / (m^2 + noise)`` as long is the best one. Both are read off the sketch's own residuals.
-    """
-    p = len(T)
-    R, q, rest = factor[:p, :p], factor[:p, p:], factor[p:, p:]
-    step = T @ (T.T @ (R.T @ q))
-    if ratio:
-        variance = float(np.sum(rest**2)) / (1 - ratio)
-        signal = max(float(np.sum((R @ step) ** 2)) - ratio * variance, 0.0)
-        step *= signal / (signal + variance * ratio / (1 - ratio)) if signal else 0.0
-    return step
-
-
-def _probes(T: Array, mixed: Array, problem: Problem, rng: np.random.Generator) -> Array:
-    """Random directions u with ``E u u'`` the inverse of P, over the root of their number."""
-    g = mixed.copy()
-    if problem.alpha:
-        g[problem.has_intercept :] += np.sqrt(problem.alpha) * rng.standard_normal(
-            (problem.p - problem.has_intercept, PROBES)
-        )
-    return T @ (T.T @ g) / np.sqrt(PROBES)
-
-
-def fixed_sketch(factor: Array, problem: Problem, *, ratio: float) -> Sketch:
-    """Preconditioner of somebody else's making, in factor form; exempt from all refreshing."""
-    T, clipped = _whitening(factor, problem)
-    whiten = [np.sqrt(1 - ratio) * T]
-    return Sketch(whiten, None, False, ratio, [factor], 1, 0, clipped, _coupling(problem))
-
-
-def _coupling(problem: Problem) -> float:
-    """Bound on the eigenvalues of the Hessian against its diagonal blocks, one a column of W."""
-    return 2.0 if hasattr(problem.loss, "hessian_product") else 1.0
-
-
-def _whitening(factor: Array, problem: Problem) -> tuple[Array, int]:
-    """T with T T' the (pseudo-)inverse of factor'factor plus the penalty."""
-    return whitening(factor, has_intercept=problem.has_intercept, alpha=problem.alpha)
+            mixed[j] += rows.T @ deal.mix[start : start + len(rows)] / np.sqrt(problem.n)
+            if problem.has_intercept:
+                rows[:, 1:] -= rows[:, :1] * shift
+            if targets:
+                rows = np.column_stack([rows, targets[j][start : start + len(rows)]])
+            made[j].add(rows)
+    return made, mixed

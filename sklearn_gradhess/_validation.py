@@ -40,9 +40,11 @@ __all__ = [
     "check_coef",
     "check_features",
     "check_gradients",
+    "check_rows",
     "check_target",
     "check_weights",
     "effective_n_threads",
+    "largest_entry",
     "refuse_foreign",
     "refuse_overflow",
     "unchanged_on_error",
@@ -81,6 +83,15 @@ def refuse_foreign(**arrays: Any) -> None:
             )
 
 
+def largest_entry(values: Any) -> float:
+    """Largest absolute value, by pieces that stay in cache and without a copy of the whole."""
+    if sparse.issparse(values):
+        values = values.data[:, None]
+    step = max(1, 2**17 // max(values.shape[1], 1))
+    pieces = (values[start : start + step] for start in range(0, len(values), step))
+    return max((float(max(piece.max(), -piece.min())) for piece in pieces), default=0.0)
+
+
 def check_features(estimator: Any, X: Any, *, reset: bool, **kwargs: Any) -> Any:
     """Validate X without reading it: CSR, CSC or dense, float32 or float64, never copied.
 
@@ -88,26 +99,43 @@ def check_features(estimator: Any, X: Any, *, reset: bool, **kwargs: Any) -> Any
     computed anyway.
     """
     refuse_foreign(X=X)
-    X = validate_data(
-        estimator,
-        X,
-        reset=reset,
-        accept_sparse=("csr", "csc"),
-        dtype=[np.float64, np.float32],
-        ensure_all_finite=False,
-        **kwargs,
-    )
+    with np.errstate(invalid="ignore"):  # sums that overflow in both directions
+        X = validate_data(
+            estimator,
+            X,
+            reset=reset,
+            accept_sparse=("csr", "csc"),
+            dtype=[np.float64, np.float32],
+            ensure_all_finite=False,
+            **kwargs,
+        )
     return X if sparse.issparse(X) else np.asarray(X)
+
+
+def check_rows(estimator: Any, X: Any, y: Any, *, reset: bool, **kwargs: Any) -> tuple[Any, Any]:
+    """Validate rows with their targets: finite; CSR or dense, float32 or float64."""
+    refuse_foreign(X=X, y=y)
+    with np.errstate(invalid="ignore"):  # sums that overflow in both directions
+        return validate_data(
+            estimator,
+            X,
+            y,
+            accept_sparse="csr",
+            dtype=[np.float64, np.float32],
+            reset=reset,
+            **kwargs,
+        )
 
 
 def refuse_overflow(sums: npt.NDArray[np.floating], X: Any, *, estimator_name: str) -> None:
     """Raise ValueError if sums over rows of X are not finite, and say why."""
     if np.all(np.isfinite(sums)):
         return
-    assert_all_finite(X, input_name="X", estimator_name=estimator_name)
+    with np.errstate(invalid="ignore"):
+        assert_all_finite(X, input_name="X", estimator_name=estimator_name)
     raise ValueError(
-        f"The gradients overflow {X.dtype}: features or residuals are too large. Rescale X or y, "
-        "or pass float64."
+        f"The gradients overflow {X.dtype}: they are sums of features, as large as "
+        f"{largest_entry(X):.3g}, times residuals. Rescale X or y, or pass float64."
     )
 
 
@@ -174,11 +202,20 @@ def check_coef(coef: Any, intercept: Any, n_features: int) -> tuple[Any, float]:
     return coef.ravel(), float(intercept.ravel()[0])
 
 
-def check_weights(sample_weight: Any, X: Any) -> npt.NDArray[np.float64] | None:
-    """Validate sample weights: None, or nonnegative float64 of which one at least is positive."""
+def check_weights(
+    sample_weight: Any, X: Any, *, allow_zero: bool = False
+) -> npt.NDArray[np.float64] | None:
+    """Validate sample weights: None, or nonnegative float64 of which one at least is positive.
+
+    With `allow_zero` all may be zero.
+    """
     if sample_weight is None:
         return None
     refuse_foreign(sample_weight=sample_weight)
+    given = np.asarray(sample_weight)
+    if allow_zero and given.dtype.kind in "biuf" and not given.any():
+        # scikit-learn refuses zeros; of ones it sees the shape
+        return np.zeros_like(_check_sample_weight(given + 1.0, X, dtype=np.float64))
     # A number stands for equal weights; the dtype of X must not decide that of the weights.
     weights = _check_sample_weight(sample_weight, X, dtype=np.float64)
     if weights.min() < 0:

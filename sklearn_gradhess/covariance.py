@@ -19,9 +19,11 @@ from sklearn_gradhess._gradients import (
     choose_batch_size,
     derivatives,
     inherent_noise,
+    round_key,
     row_coefficients,
 )
 from sklearn_gradhess._losses import make_loss
+from sklearn_gradhess._memory import refuse_wide
 from sklearn_gradhess._schemes import N_GROUPS, GradientMemory
 from sklearn_gradhess._validation import (
     Interval,
@@ -39,10 +41,14 @@ from sklearn_gradhess._validation import (
 )
 from sklearn_gradhess.diagnostics import failures
 from sklearn_gradhess.exceptions import CalibrationWarning
-from sklearn_gradhess.noise import as_generator, calibrated_variance
+from sklearn_gradhess.noise import as_generator
 
 __all__ = ["GradientCovarianceEstimator", "gradient_covariance"]
 
+_FEWER_FEATURES = (
+    "Take fewer features, by sklearn.random_projection or sklearn.feature_selection, or merge them "
+    "by sklearn.decomposition.TruncatedSVD."
+)
 # Settings that two estimators must share for their gradients to have the same law
 _IDENTITY = ("noise", "noise_scale", "inherent_variance", "loss", "epsilon")
 
@@ -118,6 +124,14 @@ def gradient_covariance(
     return estimator.covariance_, estimator.mean_gradient_
 
 
+def _refuse_incomplete(batch_size: int, n_samples: int) -> None:
+    if batch_size > n_samples:
+        raise ValueError(
+            f"batch_size={batch_size} exceeds n_samples={n_samples}: not one batch is complete. "
+            "Use a smaller batch_size, or partial_fit, which waits for more rows."
+        )
+
+
 def _covariance_of_features(estimator: Any) -> bool:
     if estimator.loss != "squared_error":
         raise AttributeError(
@@ -162,7 +176,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     inherent_variance : float or "estimate", default=0.0
         Variance of the noise that is in the targets already, in squared units of y; for losses
         other than the squared one in units of the curvature (a dispersion). "single" injects that
-        much less. "estimate" takes the mean squared residual at `coef`, chunk by chunk: it
+        much less. "estimate" takes the mean squared residual at `coef`, of all chunks so far: it
         contains the excess risk, which the nuisance also contains, so the total stays calibrated.
         Needs data. Antithetic noise needs none of this: inherent noise cancels.
     noise_distribution : {"rademacher", "normal"}, default="rademacher"
@@ -218,7 +232,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         Mean gradient of the intercept; NaN without one.
     excess_risk_ : float
         m^2 = u' Hessian u, u the error of `coef` and `intercept`: twice the loss to be gained.
-        NaN where the gradients are too few, or uncalibrated.
+        From pairs unbiased, so near the optimum it may be negative. NaN where the gradients are too
+        few, saturated or uncalibrated; `calibration_report` says which.
     correction_ : {"gaussian", "none"}
         Correction that was applied.
     batch_size_ : int
@@ -228,7 +243,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     n_samples_seen_ : int
         Rows seen.
     noise_variance_ : float
-        Injected noise variance, per unit of curvature, of a complete batch.
+        Injected noise variance, per unit of curvature, of a complete batch of equal weights.
     shrinkage_ : float
         Shrinkage that was applied.
     effective_rank_ : float
@@ -248,8 +263,10 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     Notes
     -----
     An incomplete last batch gets noise calibrated to its own size and enters with the weight of
-    its rows; in `partial_fit` it goes on waiting for the rows to come. A sample weight counts as
-    repetition: noise variance is divided by it, gradients are weighted means.
+    its rows; in `partial_fit` it goes on waiting for the rows to come. A row of weight w counts as
+    w rows, of independent target noise but of one residual: noise variance is divided by w,
+    gradients are weighted means, and inherent noise goes with w^2. The unit of the weights does not
+    matter.
 
     Everything is estimated from gradients, location included, so `fit` and `partial_fit_gradients`
     agree when they see the same gradients. Directions that are singular are projected out of
@@ -349,7 +366,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             antithetic scheme with the squared loss needs them for `mean_gradient_` and
             `excess_risk_` only; labels that are not numbers, and several targets, count as None.
         sample_weight : array-like of shape (n_samples,), default=None
-            Nonnegative weights; two is as good as a repetition.
+            Nonnegative weights, of any unit: how often a row counts. Its residual is one draw.
         coef : array-like of shape (n_features,), default=None
             Coefficients at which gradients are taken; None is zero.
         intercept : float, default=0.0
@@ -364,7 +381,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         ------
         ValueError
             If the data are not finite or not consistent, a target lies outside the loss's range,
-            the batch size exceeds the number of rows, or the inherent noise exceeds the total.
+            the batch size exceeds the number of rows, or the inherent noise exceeds the total, by
+            more than chance where it is estimated.
         TypeError
             If X or y is a dask collection or a tensor.
         """
@@ -400,7 +418,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         sample_weight : array-like of shape (n_samples,), default=None
             Weights.
         coef : array-like of shape (n_features,), default=None
-            Coefficients at which gradients are taken, which may move from chunk to chunk.
+            Coefficients at which gradients are taken, which may move from chunk to chunk. Those of
+            single noise, or none, are then centred apart for each, and a waiting batch is closed.
         intercept : float, default=0.0
             Intercept at which gradients are taken.
 
@@ -427,7 +446,9 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
 
         Rounds of gradients at different coefficients may go into one estimator: with antithetic
         noise and the squared loss all tell the same Hessian. `mean_gradient_` and `excess_risk_`
-        then mix the rounds; take the mean of a round's own gradients for `newton_step`.
+        then mix the rounds; take the mean of a round's own gradients for `newton_step`. Gradients
+        of single noise have to be of one round: what lies between the means of rounds would be
+        taken for covariance.
 
         Parameters
         ----------
@@ -503,9 +524,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         if mine is not None and theirs is not None and not np.array_equal(mine, theirs):
             raise ValueError("Cannot merge estimators of different feature_names_in_.")
         with unchanged_on_error(self):
-            self._memory = self._memory.settled(self._inherent).merge(
-                other._memory.settled(other._inherent)
-            )
+            self._memory = self._memory.settled().merge(other._memory.settled())
             self._finalize()
         return self
 
@@ -515,28 +534,27 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         memory = getattr(self, "_memory", None)
         X = check_features(self, X, reset=memory is None, ensure_min_samples=2 if whole else 1)
         n, d = X.shape
+        refuse_wide(d, instead=_FEWER_FEATURES)
         coef, intercept = check_coef(coef, intercept, d)
         sample_weight = check_weights(sample_weight, X)
-        y = check_target(y, n, optional=self.noise == "antithetic" and self.loss == "squared_error")
+        antithetic = self.noise == "antithetic"
+        y = check_target(y, n, optional=antithetic and self.loss == "squared_error")
         if memory is None:
             self.batch_size_ = choose_batch_size(self.batch_size, n, d, noise=self.noise)
-        if whole and self.batch_size_ > n:
-            raise ValueError(
-                f"batch_size={self.batch_size_} exceeds n_samples={n}: not one batch is complete. "
-                "Use a smaller batch_size, or partial_fit, which waits for more rows."
-            )
+        if whole:
+            _refuse_incomplete(self.batch_size_, n)
         if memory is None:
             memory = self._start(d, has_intercept=not self.assume_centered)
-        memory.check_noise(self.noise, self.noise_scale)
+        memory.check_noise(self.noise, self.noise_scale, self.inherent_variance)
+        memory = memory.at(round_key(coef, intercept, y, d))
         rng = copy.deepcopy(self._rng)
         # What is not finite shows in the sums
         with np.errstate(all="ignore"), blas_threads(d):
             loss = make_loss(self.loss, epsilon=self.epsilon)
             gradient, curvature = derivatives(X, y, loss, coef, intercept)
-            self._inherent = inherent_noise(
+            seen = inherent_noise(
                 self.inherent_variance, gradient, curvature, sample_weight, noise=self.noise
             )
-            self._calibrate()
             coefficients = row_coefficients(
                 gradient,
                 curvature,
@@ -548,7 +566,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
                 n_groups=N_GROUPS,
                 rng=rng,
             )
-            batch = batch_index(n, self.batch_size_, memory.offset, rng if self.shuffle else None)
+            deal = rng if self.shuffle else None
+            batch = batch_index(n, self.batch_size_, memory.offset, deal, in_blocks=antithetic)
             runs = batch_sums(
                 X,
                 coefficients,
@@ -563,10 +582,12 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
                 batch,
                 sample_weight,
                 batch_size=self.batch_size_,
-                inherent_variance=self._inherent,
+                residual=gradient,
+                curvature=curvature,
             )
         for sums in memory.sums():
             refuse_overflow(sums, X, estimator_name=type(self).__name__)
+        memory.refuse_inherent(self.batch_size_, seen)
         self._rng, self._dtype, self._memory = rng, X.dtype, memory
         self._finalize()
 
@@ -587,12 +608,9 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         if memory is None:
             self.n_features_in_ = d
             self.batch_size_ = batch_size
-            self._inherent = inherent_noise(
-                self.inherent_variance, None, None, None, noise=self.noise
-            )
-            self._calibrate()
             memory = self._start(d, has_intercept=has_intercept and not self.assume_centered)
-        memory.check_noise(self.noise, self.noise_scale)
+            memory.refuse_inherent(self.batch_size_)
+        memory.check_noise(self.noise, self.noise_scale, self.inherent_variance)
         memory.check_layout(d, self.n_features_in_, has_intercept=has_intercept)
         if batch_size != self.batch_size_:
             raise ValueError(
@@ -621,16 +639,9 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             noise_scale=float(self.noise_scale),
             has_intercept=has_intercept,
             keep=isinstance(self.shrinkage, str),
+            inherent_variance=self.inherent_variance,
+            kurtosis=3.0 if self.noise_distribution == "normal" else 1.0,
         )
-
-    def _calibrate(self) -> None:
-        self.noise_variance_ = 0.0
-        if self.noise != "none":
-            self.noise_variance_ = calibrated_variance(
-                self.batch_size_,
-                inherent_variance=self._inherent if self.noise == "single" else 0.0,
-                noise_scale=float(self.noise_scale),
-            )
 
     @available_if(_covariance_of_features)
     def score(self, X_test: Any, y: Any = None) -> float:

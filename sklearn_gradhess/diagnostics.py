@@ -247,7 +247,8 @@ class CalibrationReport:
     expected_error : float
         Expected relative error in operator norm; NaN if uncalibrated.
     excess_risk : float
-        m^2 at the coefficients where the gradients were taken; NaN if unknown.
+        m^2 at the coefficients where the gradients were taken; NaN if unknown, which the text
+        explains.
     nuisance_share : float
         m^2/n, which biases single-noise gradients and leaves antithetic ones alone.
     noise_ratio : float
@@ -283,7 +284,7 @@ class CalibrationReport:
             f"  batches per feature    {self.batches_per_feature:.3g}",
             f"  effective rank         {self.effective_rank:.3g}",
             f"  expected error         {self.expected_error:.2%}",
-            f"  excess risk m^2        {self.excess_risk:.3g}",
+            f"  excess risk m^2        {self._excess_risk()}",
             f"  nuisance m^2/n         {self.nuisance_share:.3g}",
             f"  noise seen/calibrated  {self.noise_ratio:.3g}",
             f"  rank                   {self.rank} of {self.n_features} ({self.n_clipped} clipped)",
@@ -291,6 +292,16 @@ class CalibrationReport:
         ]
         lines += [f"  ! {f.name}: {f}" for f in self.failures] or ["  no known failure found"]
         return "\n".join(lines)
+
+    def _excess_risk(self) -> str:
+        if not np.isnan(self.excess_risk):
+            return f"{self.excess_risk:.3g}"
+        scheme = self.noise.partition(" ")[0]
+        return {
+            "antithetic": "unknown: too few rows or batches for so many features",
+            "single": "unknown: too few batches for so many features, or past saturation",
+            "none": "unknown: too few batches, past saturation, or not calibrated",
+        }[scheme]
 
 
 def calibration_report(estimator: Any) -> CalibrationReport:
@@ -360,9 +371,7 @@ def _noise_ratio(estimator: Any) -> float:
     # A feature of ones has the second moment one: what its gradient varies by is the noise.
     if estimator.loss != "squared_error":
         return np.nan
-    return estimator._settled.noise_ratio(
-        estimator.excess_risk_, includes_excess=estimator.inherent_variance == "estimate"
-    )
+    return estimator._settled.noise_ratio(estimator.excess_risk_)
 
 
 def failures(estimator: Any) -> list[Failure]:
@@ -386,13 +395,18 @@ def nuisance(estimator: Any) -> tuple[float, float]:
     """Least and greatest relative size of what m^2 adds to uncorrected single-noise estimates."""
     # Sigma is seen as (tau + m^2)/n Sigma + Sigma u u' Sigma/n, u' Sigma u = m^2 (MATH section 2).
     # A tau that was estimated from residuals includes m^2, and leaves the second term alone.
-    share = estimator.excess_risk_ / (estimator.batch_size_ * estimator.noise_scale)
-    return (0.0, share) if estimator.inherent_variance == "estimate" else (share, 2 * share)
+    least, greatest = estimator._nuisance
+    return least, greatest
+
+
+def _at_least_a_tenth(size: float, estimator: Any) -> bool:
+    # Two standard errors below: what is small enough is seldom found to be more
+    return bool(size * (1 - 2 * min(estimator._nuisance_error, 1.0)) >= 0.1)
 
 
 def _rank_bound(estimator: Any) -> int:
     # Redraws and pairs of the same rows lie in the span of these rows
-    return min(estimator._settled.moments.n_gradients, estimator.n_samples_seen_)
+    return min(estimator._settled.moments.n_independent, estimator.n_samples_seen_)
 
 
 def _too_few(estimator: Any) -> Failure | None:
@@ -445,15 +459,26 @@ def _singular(estimator: Any) -> Failure | None:
 
 
 def _far_from_optimum(estimator: Any) -> Failure | None:
-    if estimator.noise != "single" or estimator.correction_ != "none":
+    if estimator.noise != "single":
         return None
     n, moments = estimator.batch_size_, estimator._settled.moments
+    least, greatest = nuisance(estimator)
+    bias = max(greatest, -least)
     ways = (
         "Use noise='antithetic', which has no such bias, a larger batch_size, or coef and "
         "intercept closer to the optimum"
     )
-    if np.isnan(estimator.excess_risk_):
-        if moments.n_gradients <= len(moments.mean) + 2:
+    if estimator.correction_ != "none":
+        if estimator._scale_limits[1] < np.inf:
+            return None
+        return Failure(
+            "far from the optimum",
+            f"The excess risk, about {estimator.excess_risk_:.3g}, is so far above the batch size "
+            f"{n} that single-noise gradients hardly show it, and covariance_ may be of any scale.",
+            f"{ways}.",
+        )
+    if np.isnan(bias):
+        if moments.round_means().degrees <= len(moments.mean) + 1 or not moments.mean.any():
             return None  # too few batches to tell
         return Failure(
             "far from the optimum",
@@ -462,13 +487,12 @@ def _far_from_optimum(estimator: Any) -> Failure | None:
             "dominated by it.",
             f"{ways}.",
         )
-    bias = nuisance(estimator)[1]
-    if bias < 0.1:
+    if not _at_least_a_tenth(bias, estimator):
         return None
     return Failure(
         "far from the optimum",
         f"The excess risk {estimator.excess_risk_:.3g} is not small against the batch size {n}: "
-        f"covariance_ is up to {bias:.0%} too large.",
+        f"covariance_ is up to {bias:.0%} too {'large' if bias == greatest else 'small'}.",
         f"{ways}, or, for Gaussian features, correction='gaussian'.",
         visible_in_fit=bool(bias > 0.5),
     )
@@ -477,8 +501,8 @@ def _far_from_optimum(estimator: Any) -> Failure | None:
 def _unchecked_correction(estimator: Any) -> Failure | None:
     if estimator.correction_ != "gaussian":
         return None
-    removed = nuisance(estimator)[1]
-    if not removed >= 0.1:
+    removed, known = estimator._assumed, estimator._scale_limits[1] < np.inf
+    if not (known and _at_least_a_tenth(removed, estimator)):
         return None
     return Failure(
         "correction unchecked",
@@ -490,15 +514,27 @@ def _unchecked_correction(estimator: Any) -> Failure | None:
     )
 
 
-def _mismatch(estimator: Any) -> Failure | None:
-    ratio, k = _noise_ratio(estimator), estimator._n_effective
+def _ratio_error(estimator: Any) -> float:
+    """Return the standard error of the noise ratio; NaN where it is unknown."""
+    memory, k = estimator._settled, estimator._n_effective
     # The mean of k squares of a variable no wilder than a Gaussian has this standard error
-    error = np.sqrt(2 / k)
-    if estimator.noise == "single":
-        # m^2 is taken off, whose own error grows as the mean gradient saturates (MATH section 5.1)
-        share = estimator.excess_risk_ / (estimator.batch_size_ * estimator.noise_scale)
-        error += 2 * np.sqrt(share / (estimator.batch_size_ * k)) * (1 + 2 * share) ** 2
-    if np.isnan(ratio) or abs(ratio - 1) <= max(5 * error, 1e-3):
+    if estimator.noise != "single" or not memory.has_intercept:
+        return float(np.sqrt(2 / k))
+    # Of T = n Var(g_0) + a^2, as large as it should be, and of the m^2 that is taken off it
+    expected = memory.total_scale * (1 + max(estimator._nuisance[0], 0.0))
+    variance = min(memory.moments.covariance_factor()[0, 0] ** 2, expected)
+    error = np.sqrt(2 / k) * variance
+    error += 2 * abs(memory.moments.mean[0]) * np.sqrt(variance / k) / memory.rows
+    error /= memory.total_scale
+    if not memory.estimates_inherent:
+        low, high = estimator._scale_limits
+        error += (1 + estimator._nuisance[1]) * max(1 - low, high - 1) / 1.645
+    return float(error)
+
+
+def _mismatch(estimator: Any) -> Failure | None:
+    ratio, error = _noise_ratio(estimator), _ratio_error(estimator)
+    if not abs(ratio - 1) > max(5 * error, 1e-3):  # a ratio or error that is unknown accuses nobody
         return None
     total = estimator.noise_scale * estimator.batch_size_
     if estimator.noise == "single" and ratio > 1:
@@ -523,7 +559,7 @@ def _mismatch(estimator: Any) -> Failure | None:
 
 
 def _uncalibrated(estimator: Any) -> Failure | None:
-    if estimator.noise != "none" or estimator._inherent > 0:
+    if estimator.noise != "none" or estimator._settled.total_scale > 0:
         return None
     return Failure(
         "uncalibrated noise",

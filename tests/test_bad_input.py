@@ -259,13 +259,13 @@ ALIKE = {  # refused by fit and partial_fit: settings, changes, error, message
         {},
         {"y": Y * 1e308, "X": X * 100},
         ValueError,
-        r"^The gradients overflow float64: features or residuals are too large\. Rescale X or y",
+        r"^The gradients overflow float64: they are sums of features, as large as \S+, times resid",
     ),
     "huge float32 targets": (
         {},
         {"y": Y * 1e38, "X": X.astype(np.float32)},
         ValueError,
-        r"^The gradients overflow float32: features or residuals are too large\. Rescale X or y, "
+        r"^The gradients overflow float32: they are sums of features, .* Rescale X or y, "
         r"or pass float64\.$",
     ),
     "huge float32 sums": (

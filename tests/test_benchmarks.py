@@ -1,5 +1,6 @@
 """The benchmarks' own machinery, without a look at real clocks; and themes on tiny data."""
 
+import copy
 import functools
 import importlib.util
 import inspect
@@ -12,20 +13,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LinearRegression, SGDRegressor
+from sklearn.linear_model import LinearRegression, Ridge, SGDRegressor
 
 import benchmarks
 from benchmarks import (
     data,
+    diagnosis,
     estimator,
+    grid,
     measure,
     peers,
+    rates,
     readme,
     real_data,
     report,
     risk,
     scaling,
     solver,
+    streams,
 )
 from benchmarks.__main__ import THEMES, main
 from benchmarks.measure import best_times, log_slope, peak_memory, slope, time_ratios
@@ -298,6 +303,12 @@ def test_estimator_theme_finds_the_correction_worth_it():
     assert gaussian["error / floor"] < 2 < none["error / floor"]
 
 
+def test_a_healthy_estimate_raises_no_word_and_each_failure_is_named():
+    for row in diagnosis.words.run(n_seeds=4):
+        assert row["named"] in (None, 1.0), row
+        assert row["other words"] == 0.0, row
+
+
 def test_estimator_peers_theme():
     rows = check(estimator.peers.run(shapes=[(600, 3)], n_seeds=2, repeat=1), "time / EC")
     of = {row["model"]: row["error / EC"] for row in rows}
@@ -319,6 +330,153 @@ def test_solver_themes():
     check(solver.seeds.run(shape=(500, 3), n_seeds=2), "converged", "most passes")
 
 
+@pytest.mark.parametrize("loss", grid.ALL_LOSSES)
+def test_a_cell_of_the_grid_tells_distances_from_an_optimum(loss):
+    row = grid.cell(loss, 400, 3, condition=1e6, repeat=1)
+    check(grid.lines(row), "time / ours", "excess, floors")
+    assert (row["rows"], row["features"], row["condition"], row["threads"]) == (400, 3, 1e6, 1)
+    # mean losses of a few units differ by their rounding
+    distances = {name: of["excess, floors"] for name, of in row["models"].items()}
+    assert -1e-9 < distances.pop("ours") < grid.EXACT
+    assert set(distances) == set(grid.peers(loss))
+    exact = [distance < grid.EXACT_PEER[loss] for distance in distances.values()]
+    assert (row["peer / ours"] is None) == (row["fastest exact peer"] is None) == (not any(exact))
+
+
+@pytest.mark.parametrize("loss", grid.ALL_LOSSES)
+def test_an_optimum_has_no_gradient_and_a_floor_is_what_a_fit_costs(loss):
+    X, y, excess = grid.problem(loss, 2000, 4, 1e4, 0)
+    model = grid.ours(loss, tol=1e-9).fit(X, y)
+    assert abs(excess(model)) < 1e-6
+    # one standard error in the intercept is one floor in p, and the rest of the series
+    f = X @ model.coef_.ravel() + model.intercept_
+    _, gradient, curvature = grid.derivatives(loss, y, f)
+    assert abs(gradient.mean()) < 1e-4
+    model.intercept_ = model.intercept_ + np.sqrt(
+        np.mean(gradient**2) / len(y) / curvature.mean() ** 2
+    )
+    assert excess(model) == pytest.approx(1 / 5, rel=0.1)
+
+
+@pytest.mark.parametrize("loss", grid.ALL_LOSSES)
+def test_an_optimum_is_found_where_rows_are_few(loss):
+    _, _, excess = grid.problem(loss, 500, 100, 1, 0)
+    zero = LinearRegression()
+    zero.coef_, zero.intercept_ = np.zeros(100), 0.0
+    assert 1 < excess(zero) < 100
+
+
+@pytest.mark.parametrize("loss", grid.ALL_LOSSES)
+def test_derivatives_of_the_grid_are_numeric_ones(loss, rng):
+    y, f, h = (rng.random(50) < 0.5).astype(float), 2 * rng.standard_normal(50), 1e-5
+    ahead, behind = grid.derivatives(loss, y, f + h), grid.derivatives(loss, y, f - h)
+    _, gradient, curvature = grid.derivatives(loss, y, f)
+    np.testing.assert_allclose((ahead[0] - behind[0]) / (2 * h), gradient, atol=1e-8)
+    np.testing.assert_allclose((ahead[1] - behind[1]) / (2 * h), curvature, atol=1e-8)
+
+
+def test_the_grid_names_the_fastest_of_the_exact_peers_only(monkeypatch):
+    seconds = {"ours": 0.1, "LinearRegression": 0.05, "Ridge, cholesky": 0.2}
+    offered = {
+        "LinearRegression": LinearRegression(fit_intercept=False),
+        "Ridge, cholesky": Ridge(0),
+    }
+    monkeypatch.setattr(grid, "peers", lambda loss: offered)
+
+    def fake_times(jobs, **how):
+        for job in jobs.values():
+            job()
+        return seconds
+
+    monkeypatch.setattr(grid, "best_times", fake_times)
+    monkeypatch.setattr(grid, "problem", shifted(grid.problem))
+    row = grid.cell("squared_error", 300, 2)
+    assert row["fastest exact peer"] == "Ridge, cholesky"
+    assert (row["peer / ours"], row["within target"]) == (2.0, True)
+    assert row["models"]["LinearRegression"] == {
+        "time / ours": 0.5,
+        "excess, floors": pytest.approx(300 * 100 / 3, rel=0.3),
+    }
+    seconds["Ridge, cholesky"] = 0.01
+    assert not grid.cell("squared_error", 300, 2)["within target"]
+
+
+def shifted(problem):
+    """Data whose target has an offset that a model without an intercept cannot reach."""
+
+    def make(*arguments):
+        X, y, excess = problem(*arguments)
+        return X, y + 10, lambda model: excess(moved(model))
+
+    def moved(model):
+        back = copy.copy(model)
+        back.intercept_ = model.intercept_ - 10
+        return back
+
+    return make
+
+
+def test_grid_themes_and_their_summary():
+    rows = grid.cells.run(("squared_error",), ((200, 2), (300, 3)), (1,), (1, 2))
+    check(rows, "model", "time / ours", "excess, floors")
+    own = [row for row in rows if row["model"] == "ours"]
+    assert [(row["rows"], row["threads"]) for row in own] == [
+        (200, 1),
+        (200, 2),
+        (300, 1),
+        (300, 2),
+    ]
+    check(grid.small.run(shape=(50, 2), repeat=1), "peer", "ours / peer")
+    rows = grid.cross_validation.run(names=("breast cancer",), repeat=1)
+    check(rows, "time / LogisticRegression")
+    assert all(row["accuracy"] > 0.9 for row in rows)
+    some = {"loss": "huber", "model": "ours", "within target": True, "peer / ours": 0.5}
+    peer = {"loss": "huber", "model": "a peer"}
+    none = {"loss": "poisson", "model": "ours", "within target": False, "peer / ours": None}
+    assert grid.verdict(
+        [some, peer, {**some, "within target": False, "peer / ours": 2.0}, none]
+    ) == (
+        "huber: within the target in 1 of 2 cells; fastest exact peer / ours from 0.50 to 2.00\n"
+        "poisson: within the target in 0 of 1 cells"
+    )
+
+
+def test_a_search_without_end_for_an_optimum_ends(monkeypatch):
+    monkeypatch.setattr(grid.np.linalg, "solve", lambda hessian, slope: 1e-6 * slope)
+    X = np.random.default_rng(0).standard_normal((50, 2))
+    with pytest.raises(RuntimeError, match="no optimum of squared_error was found in 100 steps"):
+        grid.optimum("squared_error", X, X[:, 0])
+
+
+def test_rates_of_everything_that_the_plan_counts_with(monkeypatch, capsys):
+    clock = FakeClock()
+
+    def slowly(jobs, *, repeat):
+        return best_times({"run": clock.job("run", 0.5)}, repeat=repeat, clock=clock)
+
+    monkeypatch.setattr(rates, "best_times", slowly)
+    rows = check(rates.rates(2000, (4,), threads=(1, 2), repeat=2), "quantity", "size")
+    assert [row["threads"] for row in rows] == [1] * 12 + [2] * 12
+    of = {(row["quantity"], row["size"]): (row["rate"], row["unit"]) for row in rows}
+    assert of["Gram (syrk)", "500 x 4"] == (pytest.approx(500 * 16 / 0.5 / 1e9), "Gflop/s")
+    assert of["Cholesky", "4"] == (pytest.approx(64 / 3 / 0.5 / 1e9), "Gflop/s")
+    assert of["pass, dense", "500 x 4"] == (pytest.approx(0.5e9 / 2000), "ns an entry")
+    assert of["exp", "20"] == (pytest.approx(0.5e9 / 20), "ns a row")
+    monkeypatch.setattr(rates, "rates", lambda *size: [{"rate": 1.0}])
+    rates.main(["--short"])
+    assert capsys.readouterr().out == "rate\n----\n   1\n"
+
+
+def test_a_pass_is_a_product_and_its_adjoint(rng, monkeypatch):
+    monkeypatch.setattr(rates, "CHUNK", 100)  # several chunks, the last one incomplete
+    run, count = rates.dense_pass(rng, 10, 4)
+    names = run.__code__.co_freevars
+    X, w, out = (run.__closure__[names.index(name)].cell_contents for name in ("X", "w", "out"))
+    run()
+    assert count == 40
+    np.testing.assert_allclose(out, X.T @ (X @ w))
+
+
 def test_scaling_themes():
     check(scaling.rows.run(sizes=(300, 600), d=3, repeat=1), "300", "600", "slope")
     rows = scaling.condition.run(shape=(500, 3), condition_numbers=(1.0, 1e4))
@@ -326,6 +484,12 @@ def test_scaling_themes():
     ours = [row for row in rows if row["model"] == "PreconditionedSGDRegressor"]
     assert ours[0]["quantity"] == "passes"
     assert ours[0]["slope"] == 0.0  # affine equivariant
+
+
+def test_stream_themes():
+    rows = check(streams.law.run(n=1500, d=2, chunks=(100,), n_seeds=1), "loss", "chunk")
+    assert all(-0.01 < row["random"] < 1 and row["by the target"] < 30 for row in rows)
+    check(streams.rows_one_by_one.run(d=3, n_rows={1: 5, 10: 50}), "time / SGD")
 
 
 def test_risk_theme_and_its_summary():

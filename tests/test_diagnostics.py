@@ -590,3 +590,42 @@ def test_the_report_names_what_to_pass_instead_of_a_model(rng):
     with pytest.raises(TypeError, match=r"got PreconditionedSGDRegressor.*covariance_estimator_"):
         calibration_report(model)
     assert calibration_report(model.covariance_estimator_).n_features == 4
+
+
+def test_a_correction_whose_error_has_no_limit_is_called_far(rng):
+    # share m^2/(T + m^2) = .48 of a covariance, known to .016; one half is saturation
+    X, y = regression(rng, 40_000, excess_risk=200.0, noise=0.0)
+    estimator = quietly(single().fit, X, y)
+    failure = only_failure(estimator)
+    assert failure.name == "far from the optimum"
+    assert re.search(
+        r"^The excess risk, about \d+, is so far above the batch size 16 that single-noise "
+        r"gradients hardly show it, and covariance_ may be of any scale\.$",
+        failure.fact,
+    )
+    assert failure.visible_in_fit
+    assert np.isnan(estimator.expected_error_)
+
+
+def test_an_offset_may_make_an_uncorrected_covariance_too_small(rng):
+    X, y = regression(rng, 40_000, excess_risk=4.0, noise=0.0)
+    # V = T - a^2 is small against a^2: n Cov = T Sigma + rho s s' with a negative rho
+    estimator = single(correction="none", inherent_variance="estimate").partial_fit(
+        X, y + 3.5, intercept=0.0
+    )
+    failure = only_failure(estimator)
+    (share,) = re.findall(r"covariance_ is up to (\d+)% too small\.$", failure.fact)
+    # T = n = m^2 + a^2 + what is injected; rho = 1 - a^2/(T - a^2)
+    total, a2, b2 = 16 + max(0, 16.25 - 16), 3.5**2, 4.0
+    rho = 1 - a2 / (total - a2)
+    assert float(share) / 100 == pytest.approx(-rho * b2 / total, rel=0.3)
+
+
+@pytest.mark.parametrize("noise", ["antithetic", "single", "none"])
+def test_an_unknown_excess_risk_is_explained(noise, rng):
+    estimator = GradientCovarianceEstimator(noise=noise, batch_size=8).partial_fit(
+        *regression(rng, 40)
+    )
+    assert np.isnan(estimator.excess_risk_)
+    (line,) = [line for line in str(calibration_report(estimator)).splitlines() if "m^2 " in line]
+    assert line.startswith("  excess risk m^2        unknown: too few")

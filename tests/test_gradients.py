@@ -116,7 +116,8 @@ def test_batch_sums_are_those_of_the_naive_loop(layout, dtype, contiguous, data)
     several = data.draw(st.booleans(), "several sweeps")
     X, coefficients, rng = make(n, d, m, n_groups, data.draw(st.integers(0, 9)), dtype)
     batch = batch_index(n, batch_size, offset, None if contiguous else rng)
-    sweep = 2 * m * (d + has_intercept) * (8 + X.itemsize)  # two batches
+    n_sums = m + (n_groups > 0)  # of each batch
+    sweep = 2 * n_sums * (d + has_intercept) * (8 + X.itemsize)  # two batches
     with mock.patch.multiple(
         _gradients, _SHARE=0 if several else 1, _BYTES=sweep if several else 2**22
     ):
@@ -139,15 +140,16 @@ def test_batch_sums_are_those_of_the_naive_loop(layout, dtype, contiguous, data)
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("n_groups", [0, 8])
-def test_threads_do_not_change_the_sums(order, n_threads, n_groups):
+@pytest.mark.parametrize("batch_size", [100, 5000])
+def test_threads_do_not_change_the_sums(order, n_threads, n_groups, batch_size):
     X, coefficients, rng = make(4099, 65, 1, n_groups, 0)
     assert X.size > 2**18  # below, threads are not worth their start
-    batch = batch_index(len(X), 100, 3, rng)
+    batch = batch_index(len(X), batch_size, 3, rng)
     per_batch, per_group, _ = collect(
         np.asarray(X, order=order),
         coefficients,
         batch,
-        batch_size=100,
+        batch_size=batch_size,
         contiguous=False,
         has_intercept=True,
         n_threads=n_threads,
@@ -197,15 +199,16 @@ def test_batch_sums_need_less_than_a_fifth_of_the_memory_of_x(order, contiguous)
 
 
 @given(
-    n=st.integers(1, 200),
+    n=st.integers(1, 2000),
     batch_size=st.integers(1, 20),
     offset=st.integers(0, 19),
     seed=st.none() | st.integers(0, 5),
+    in_blocks=st.booleans(),
 )
-def test_every_batch_gets_exactly_batch_size_rows(n, batch_size, offset, seed):
+def test_every_batch_gets_exactly_batch_size_rows(n, batch_size, offset, seed, in_blocks):
     offset %= batch_size
     rng = None if seed is None else np.random.default_rng(seed)
-    counts = np.bincount(batch_index(n, batch_size, offset, rng))
+    counts = np.bincount(batch_index(n, batch_size, offset, rng, in_blocks=in_blocks))
     counts[0] += offset
     assert np.all(counts[:-1] == batch_size)
     assert 1 <= counts[-1] <= batch_size
@@ -220,12 +223,64 @@ def test_dealt_rows_are_a_permutation_of_rows_taken_in_order(n, batch_size, seed
     assert np.array_equal(in_order, np.arange(n) // batch_size)
 
 
-def test_any_two_rows_share_a_batch_equally_often(rng):
-    deals = np.array([batch_index(6, 2, 0, rng) for _ in range(3000)])
+@pytest.mark.parametrize("in_blocks", [True, False])
+def test_any_two_rows_share_a_batch_of_few_equally_often(in_blocks, rng):
+    deals = np.array([batch_index(6, 2, 0, rng, in_blocks=in_blocks) for _ in range(3000)])
     # each of the other five rows is the partner with probability 1/5; 5 standard errors
     for i, j in itertools.combinations(range(6), 2):
         together = np.mean(deals[:, i] == deals[:, j])
         assert abs(together - 0.2) < 5 * np.sqrt(0.2 * 0.8 / 3000)
+
+
+def test_neighbours_never_share_a_batch_of_many_and_other_rows_do_equally_often(rng):
+    n, batch_size, c = 128, 8, 2  # 16 batches: blocks of sqrt(16)/2 rows
+    deals = np.array([batch_index(n, batch_size, 0, rng) for _ in range(4000)])
+    together = np.mean(deals[:, :, None] == deals[:, None], axis=0)
+    block = np.arange(n) // c
+    same = block[:, None] == block
+    assert np.array_equal(together[same], np.eye(n)[same])
+    # a block has 7 others in its tile of 63, and one shift in c puts two rows together
+    expected = 7 / 63 / c
+    # 8,064 pairs: the largest of as many normal deviates is below 5
+    assert np.abs(together[~same] - expected).max() < 6 * np.sqrt(expected / len(deals))
+    assert expected == pytest.approx((batch_size - 1) / (n - 1), rel=0.01)  # the uniform deal
+
+
+N_DEALT, DEALT_SIZE = 20_000, 25
+SERIES = {
+    "sorted": np.arange(N_DEALT) - (N_DEALT - 1) / 2,
+    "a rare level, sorted": (np.arange(N_DEALT) < 200) - 0.01,
+    **{
+        f"period {period}": np.cos(2 * np.pi * np.arange(N_DEALT) / period)
+        for period in (2, 5, 7, 14, DEALT_SIZE, 32, 800, 1000)
+    },
+}
+
+
+@pytest.mark.parametrize("in_blocks", [True, False])
+@pytest.mark.parametrize("series", SERIES)
+def test_sorted_and_periodic_rows_are_dealt_as_fairly_as_at_random(series, in_blocks):
+    x, rng, n_deals = SERIES[series], np.random.default_rng(0), 50
+    k, c = N_DEALT // DEALT_SIZE, 14 if in_blocks else 1
+    squares = []
+    for deal in range(n_deals):
+        offset = deal % DEALT_SIZE
+        batch = batch_index(N_DEALT, DEALT_SIZE, offset, rng, in_blocks=in_blocks)
+        complete = np.bincount(batch) == DEALT_SIZE
+        squares.append(np.mean(np.bincount(batch, x)[complete] ** 2))
+    # The sum of n of N rows, drawn without replacement, has the variance n s^2 (1 - n/N). Of that,
+    # neighbours who never meet take at most (c - 1)/k, or give it where they differ.
+    # 5 standard errors: the sums of c batches may be as good as one, their kurtosis is that of
+    # sums of n independent rows at most.
+    kurtosis = 3 + np.mean(x**4) / np.mean(x**2) ** 2 / DEALT_SIZE
+    error = (c - 1) / k + 5 * np.sqrt((kurtosis - 1) / (k // c * n_deals))
+    assert np.mean(squares) == pytest.approx(DEALT_SIZE * np.mean(x**2), rel=error)
+
+
+def test_a_deal_is_that_of_its_seed():
+    one, same, other = (batch_index(500, 3, 1, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
 
 
 def test_single_rows_need_no_dealing_and_draw_nothing(rng):

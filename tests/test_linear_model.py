@@ -26,10 +26,10 @@ from sklearn_gradhess import (
     GradientCovarianceEstimator,
     PreconditionedSGDClassifier,
     PreconditionedSGDRegressor,
-    _sketch,
 )
-from sklearn_gradhess._sgd import class_weighted
+from sklearn_gradhess._weights import class_weighted
 from sklearn_gradhess.diagnostics import calibration_report
+from tests import plans
 
 Classifier, Regressor = PreconditionedSGDClassifier, PreconditionedSGDRegressor
 BOTH = (Regressor, Classifier)
@@ -39,8 +39,8 @@ CHECKS = [check for estimator in CHECKED for check in estimator_checks_generator
 
 @pytest.fixture
 def mini_batches(monkeypatch):
-    """Take small data for large: sketch in batches instead of exactly."""
-    monkeypatch.setattr(_sketch, "_EXACT", 0)
+    """Take small data for large: steps on mini-batches, preconditioned by a sketch."""
+    plans.plan_for(monkeypatch, plans.mini_batches)
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ def test_the_path_is_equivariant_under_affine_maps(kind, seed, digits, shift):
     if kind == "no_intercept":
         model, shift = Regressor(fit_intercept=False, random_state=0), 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_sketch, "_EXACT", 0)
+        plans.plan_for(patch, plans.mini_batches)
         first = one_round(clone(model), X, y)
         second = one_round(clone(model), X @ A + shift, y)
     a, b = first._raw_prediction(X), second._raw_prediction(X @ A + shift)
@@ -546,7 +546,7 @@ def test_undetermined_features_warn_and_predict_as_least_squares(mini_batches, r
 @pytest.mark.parametrize("d", [1, 2, 8])
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_constant_feature_is_seen_among_any_number_of_rows(monkeypatch, rng, n, d, value, exact):
-    monkeypatch.setattr(_sketch, "_EXACT", np.inf if exact else 0)
+    plans.plan_for(monkeypatch, plans.exact if exact else plans.mini_batches)
     X = rng.standard_normal((n, d)) + 1
     X[:, -1] = value
     with pytest.warns(CalibrationWarning, match=DETERMINES.format(d, d + 1)):
@@ -557,7 +557,8 @@ def test_a_constant_feature_is_seen_among_any_number_of_rows(monkeypatch, rng, n
 def test_an_unlucky_step_is_undone_in_silence(mini_batches, rng):
     X = rng.standard_normal((4000, 3))
     y = rng.poisson(1e6 * np.exp(X @ [1.0, -1.0, 0.5])) + 1.0
-    model = Regressor("poisson", fit_intercept=False, random_state=0).fit(X, y)
+    # Without its intercept the model misfits, and the statistical error is large
+    model = Regressor("poisson", fit_intercept=False, tol=1e-10, random_state=0).fit(X, y)
     assert model.converged_
     assert_allclose(X.T @ (model.predict(X) - y) / y.sum(), 0, atol=1e-5)
 
@@ -645,9 +646,12 @@ def test_a_smaller_tol_gives_a_smaller_decrement(large):
         Regressor(tol=tol, random_state=0).fit(*large).history_[-1]["decrement"]
         for tol in (1e-2, 1e-6, 1e-10)
     ]
-    assert decrements[0] > decrements[1] > decrements[2]
+    # one stride may pass two targets
+    assert decrements[0] >= decrements[1] >= decrements[2]
+    assert decrements[0] > decrements[2]
 
 
+@pytest.mark.unjittered("the warning names the caller's file, which then is that of the jitter")
 @pytest.mark.parametrize("identity", [True, False])
 def test_ending_early_warns_with_the_numbers(large, identity):
     model = Regressor(max_iter=1, tol=1e-12, random_state=0)
@@ -723,7 +727,8 @@ def test_the_estimator_of_huber_keeps_epsilon(data):
 
 def test_verbose_prints_a_line_a_round(data, capsys):
     model = Regressor("huber", verbose=1, random_state=0).fit(*data)
-    lines = capsys.readouterr().out.splitlines()
+    planned, *lines = capsys.readouterr().out.splitlines()
+    assert planned == "plan: Plan(preconditioner='exact', method='newton', n_batches=300, share=1)"
     assert len(lines) == len(model.history_)
     assert re.fullmatch(
         r"iteration 0: loss \S+, decrement \S+ \(target \S+\), \d+\.\d passes, \d+\.\d\d s",
@@ -1046,13 +1051,15 @@ def test_a_stream_drops_what_fit_told_of_itself(labelled, cls):
     dropped = {name for name in fitted if name.endswith("_")} - public
     assert dropped == {
         *("history_", "n_iter_", "n_passes_", "learning_rate_"),
-        *("converged_", "covariance_estimator_"),
+        *("converged_", "preconditioner_"),
     }
+    with pytest.raises(AttributeError, match="covariance_estimator_ is there after fit alone"):
+        _ = model.covariance_estimator_
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_stream_after_plain_steps_weighs_the_rows_that_they_saw(monkeypatch, rng, exact):
-    monkeypatch.setattr(_sketch, "_EXACT", np.inf if exact else 0)
+    plans.plan_for(monkeypatch, plans.exact if exact else plans.mini_batches)
     X = 10 * rng.standard_normal((4000, 4))
     y = X.sum(axis=1) + rng.standard_normal(4000)
     model = Regressor(preconditioner="identity", tol=1e-6, max_iter=400, random_state=0)

@@ -202,7 +202,7 @@ def test_huber_is_its_closed_form(epsilon, residual, y):
         ("squared_error", [-1e300, 0.0, 1e300]),
         ("huber", [-1e300, 0.0, 1e300]),
         ("log_loss", [0.0, 0.5, 1.0]),
-        ("poisson", [0.0, 1e300]),
+        ("poisson", [0.0, 1e100]),
     ],
 )
 def test_targets_in_range_are_accepted(name, y):

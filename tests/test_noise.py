@@ -230,3 +230,13 @@ def test_an_impossible_variance_is_refused(variance, low, high):
     )
     with pytest.raises(ValueError, match=message):
         draw_target_noise(variance, random_state=0)
+
+
+def test_whatever_comes_in_is_reckoned_in_float64():
+    third = np.float32(1) / np.float32(3)
+    variance = calibrated_variance(np.float32([3]), curvature=np.array([third]))
+    assert variance.dtype == np.float64
+    assert variance[0] == 3 * float(third)  # and not one, as in float32
+    noise = draw_target_noise(np.array([third]), distribution="rademacher", random_state=0)
+    assert noise.dtype == np.float64
+    assert abs(noise[0]) == np.sqrt(float(third))

@@ -22,10 +22,13 @@ from tests.displays import close_figures, legend  # noqa: F401
 
 pytest.importorskip("matplotlib")
 
-# Large enough for a sketch: smaller data are fitted beyond the threshold
+# With the exact Hessian a fit goes beyond the threshold
 DATA = make_hessian_regression(60_000, 42, condition_number=1e4, random_state=0)
-MODEL = PreconditionedSGDRegressor(random_state=0).fit(DATA.data, DATA.target)
-CLASSIFIER = PreconditionedSGDClassifier(random_state=0).fit(DATA.data, DATA.target > 0)
+MODEL = PreconditionedSGDRegressor(preconditioner="sketch", random_state=0).fit(
+    DATA.data, DATA.target
+)
+CLASSIFIER = PreconditionedSGDClassifier(preconditioner="sketch", random_state=0)
+CLASSIFIER.fit(DATA.data, DATA.target > 0)
 plot = ConvergenceDisplay.from_estimator
 
 

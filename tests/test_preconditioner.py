@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.linalg import pinvh, sqrtm
 from sklearn.decomposition import PCA
 
-from sklearn_gradhess._preconditioner import factorize
+from sklearn_gradhess._preconditioner import factorize, whitening
 
 EPS = np.finfo(np.float64).eps
 METHODS = ("zca", "pca", "cholesky")
@@ -346,3 +346,72 @@ def test_solve_is_linearly_equivariant(seed, d, scale):
 def test_the_scale_of_all_features_does_not_change_rank(seed, scale):
     factor = singular_root(np.random.default_rng(seed))
     assert factorize(scale * factor).rank == 4
+
+
+# --- whitening of a factor with an intercept
+
+
+def factor_of(X, *, intercept):
+    """Triangular root of the second moment of rows, the intercept's ones before them."""
+    Z = np.column_stack([np.ones(len(X)), X]) if intercept else X
+    r = np.linalg.qr(Z / np.sqrt(len(X)), mode="r")
+    return r * np.where(np.diag(r) < 0, -1.0, 1.0)[:, None]
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("alpha", [None, 0.0, 0.3, np.array([0.1, 0.0, 2.0])])
+def test_whitening_is_a_root_of_the_inverse_with_a_ridge_on_features_alone(alpha, intercept, rng):
+    X = rng.standard_normal((50, 3)) * [1, 10, 100] + [3, 2, 1]
+    factor = factor_of(X, intercept=intercept)
+    T, clipped = (
+        whitening(factor, has_intercept=intercept)
+        if alpha is None
+        else whitening(factor, has_intercept=intercept, alpha=alpha)
+    )
+    ridge = np.diag(np.r_[np.zeros(int(intercept)), np.ones(3) * (0.0 if alpha is None else alpha)])
+    np.testing.assert_allclose(
+        T.T @ (factor.T @ factor + ridge) @ T, np.eye(3 + intercept), atol=1e-9
+    )
+    assert not np.tril(T, -1).any()  # the triangular one, where nothing is clipped
+    assert clipped == 0
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_whitening_of_a_singular_factor_is_that_of_the_components_left(intercept, rng):
+    X = rng.standard_normal((50, 4))[:, [0, 1, 2, 2]] + 5 * intercept
+    T, clipped = whitening(factor_of(X, intercept=intercept), has_intercept=intercept)
+    C = (X - intercept * X.mean(axis=0)).T @ (X - intercept * X.mean(axis=0)) / 50
+    inner = T[intercept:, intercept:]
+    assert clipped == 1
+    # The pseudo-inverse with every feature scaled to unit standard deviation
+    sd = np.sqrt(np.diag(C))
+    inverse = pinvh(C / sd / sd[:, None], rtol=1e-10) / sd / sd[:, None]
+    np.testing.assert_allclose(inner @ inner.T, inverse, atol=1e-9)
+    scaled = sd[:, None] * inner  # components are orthogonal, in the order of falling variance
+    gram = scaled.T @ scaled
+    np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-9)
+    assert np.all(np.diff(np.diag(gram)[:3]) > 0)
+    assert not T[:, -1].any()
+    if intercept:  # whose own direction has the mean of a row's leverage
+        np.testing.assert_allclose(T[0] @ T[0], 1 + X.mean(axis=0) @ inverse @ X.mean(axis=0))
+
+
+@pytest.mark.parametrize("columns", [[0, 1, 2], [0, 1, 1]])
+def test_an_intercept_without_weight_is_one_more_direction_left_out(columns, rng):
+    X = rng.standard_normal((50, 3))[:, columns]
+    factor = np.zeros((4, 4))
+    factor[1:, 1:] = factor_of(X, intercept=False)
+    T, clipped = whitening(factor, has_intercept=True)
+    assert not T[0].any()
+    assert not T[:, 0].any()
+    assert clipped == 1 + 3 - len(set(columns))
+
+
+@pytest.mark.parametrize("d", [1, 3])
+@pytest.mark.parametrize(("left", "clipped"), [(300, 1), (2000, 0)])
+def test_what_is_left_of_a_constant_beside_an_intercept_is_rounding(d, left, clipped):
+    factor = np.eye(d + 1)
+    factor[0, -1], factor[-1, -1] = 7.0, left * EPS * 7
+    T, n_clipped = whitening(factor, has_intercept=True)
+    assert n_clipped == clipped
+    assert np.abs(T).max() < (10 if clipped else np.inf)

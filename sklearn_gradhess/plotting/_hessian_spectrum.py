@@ -376,11 +376,17 @@ def _spread(estimator: Any) -> _Spread | None:
     c = d / k
     low, high = (1 - np.sqrt(c)) ** 2, (1 + np.sqrt(c)) ** 2
     law = (1 - c) / high, (1 - c) / low
-    if estimator.noise == "single" and estimator.correction_ == "none":
+    if estimator.noise == "single":
         least, greatest = nuisance(estimator)
-        if np.isnan(greatest):
+        lightest, heaviest = estimator._scale_limits
+        if not (greatest < np.inf and heaviest < np.inf):
             return None
-        low, high = low * (1 + least), high * (1 + greatest)
+        if estimator.correction_ == "none":
+            low, high = low * (1 + least), high * (1 + greatest)
+        else:  # removed with the fluctuations of what it was seen in, at a scale of its own error
+            c *= (1 + 6 / estimator._settled.rows) * ((1 + greatest) / (1 + least)) ** 2
+            low = max(1 - np.sqrt(c), 0.0) ** 2 / heaviest
+            high = (1 + np.sqrt(c)) ** 2 / lightest
     return _Spread(low, high, (k - d - 1) / k, law)
 
 

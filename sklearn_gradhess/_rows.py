@@ -1,0 +1,348 @@
+"""The regularised empirical risk of rows in memory, and what passes over them tell."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from sklearn_gradhess._descent import Model, Point
+from sklearn_gradhess._losses import Loss
+
+__all__ = ["Problem", "Rows", "Seen", "Trial"]
+
+Array = npt.NDArray[np.float64]
+_CHUNK_BYTES = 2**20
+_EPS = float(np.finfo(np.float64).eps)
+# Digits of an objective that summing the rows leaves
+_SLACK = 1e-13
+
+
+class Seen(NamedTuple):
+    """What rows remember of a place.
+
+    Attributes
+    ----------
+    raw : ndarray of shape (n_samples, t)
+        Raw predictions.
+    slope, curvature : ndarray of shape (n_samples, t)
+        Derivatives of each row's loss in them.
+    leverage : ndarray of shape (n_samples,) or None
+        Estimates of ``v x' P^-1 x``, if they were asked for.
+    """
+
+    raw: Array
+    slope: Array
+    curvature: Array
+    leverage: Array | None = None
+
+
+class Trial(NamedTuple):
+    """A place whose gradient is not known yet."""
+
+    W: Array
+    objective: float
+    seen: Seen
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A regularised empirical risk, ``mean(weight * loss) + sum_j alpha_j/2 ||coef_j||^2``.
+
+    Attributes
+    ----------
+    X : ndarray, CSR or CSC of shape (n_samples, d)
+        Features.
+    Y : ndarray of shape (n_samples, t)
+        Targets.
+    weight : ndarray of shape (n_samples,) or None
+        Sample weights with mean one.
+    loss : Loss
+        Half loss of the rows.
+    alpha : float or ndarray of shape (d,)
+        Ridge penalty, of all features or of each.
+    has_intercept : bool
+        Whether the first row of the coefficients W, of shape (p, t), is the intercept.
+    count : float
+        Number of observations that the rows stand for; zero takes the number of rows.
+    """
+
+    X: Any
+    Y: Array
+    weight: Array | None
+    loss: Loss
+    alpha: Any
+    has_intercept: bool
+    count: float = 0.0
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return self.Y.shape[0]
+
+    @property
+    def p(self) -> int:
+        """Number of coefficients, the intercept included."""
+        return self.X.shape[1] + int(self.has_intercept)
+
+    @property
+    def ridge(self) -> Array:
+        """Penalty of each coefficient, of shape (p, 1); zero for the intercept."""
+        ridge = np.zeros((self.p, 1))
+        ridge[int(self.has_intercept) :, 0] = self.alpha
+        return ridge
+
+    def rows(self, index: Any) -> Any:
+        """Take rows as float64, dense or CSR."""
+        return self.X[index].astype(np.float64, copy=False)
+
+    def chunks(self) -> Iterator[tuple[slice, Any]]:
+        """Yield all rows, a piece at a time that stays in cache."""
+        width = self.X.nnz / self.n if sparse.issparse(self.X) else self.X.shape[1]
+        step = max(256, int(_CHUNK_BYTES / (8 * max(width, 1))))
+        for start in range(0, self.n, step):
+            piece = slice(start, min(start + step, self.n))
+            yield piece, self.rows(piece)
+
+    def predict(self, Z: Any, W: Array) -> Array:
+        """Raw predictions of rows."""
+        h = int(self.has_intercept)
+        raw = Z @ W[h:]
+        if h:
+            raw += W[0]
+        return raw
+
+    def adjoint(self, Z: Any, residual: Array) -> Array:
+        """Sum of rows, each times its residual: of shape (p, t)."""
+        out = np.empty((self.p, residual.shape[1]))
+        h = int(self.has_intercept)
+        out[h:] = Z.T @ residual
+        if h:
+            out[0] = residual.sum(axis=0)
+        return out
+
+    def weighted(self, values: Array, piece: Any = slice(None)) -> Array:
+        """Values of rows times their weights."""
+        if self.weight is None:
+            return values
+        w = self.weight[piece]
+        return values * (w[:, None] if values.ndim == 2 else w)
+
+    def penalty(self, W: Array) -> float:
+        """Value of the penalty, which leaves the intercept alone."""
+        return 0.5 * float(np.sum(self.ridge * W**2))
+
+    def mean_loss(self, raw: Array) -> float:
+        """Weighted mean loss at raw predictions."""
+        value = self.loss.value(self.Y, raw)
+        return float(self.weighted(value).sum() / self.n)
+
+    @property
+    def observations(self) -> float:
+        """Number of observations that the rows stand for."""
+        return self.count or float(self.n)
+
+    def null_model(self) -> Array:
+        """Zero coefficients, and the intercept that fits the mean target."""
+        W = np.zeros((self.p, self.Y.shape[1]))
+        if self.has_intercept:
+            W[0] = self.loss.link(self.weighted(self.Y).mean(axis=0))
+        return W
+
+
+@dataclass
+class Rows:
+    """Rows in memory, seen in passes, which it counts: the data side of a descent.
+
+    Attributes
+    ----------
+    problem : Problem
+        The objective.
+    passes : float
+        Visits to rows so far, over their number.
+    rate : float
+        Length of the last mini-batch steps; zero if there were none.
+    unit : float
+        Size of a loss that rounding is judged against.
+    """
+
+    problem: Problem
+    passes: float = 0.0
+    rate: float = 0.0
+    unit: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        problem = self.problem
+        if problem.loss.own_unit:
+            self.unit = 2 * problem.mean_loss(np.zeros_like(problem.Y))
+        else:  # one for equal classes, and in the unit of counts
+            mean = problem.weighted(problem.Y).mean(axis=0, keepdims=True)
+            curvature = problem.loss.curvature(mean, problem.loss.link(mean))
+            self.unit = 4 * float(curvature.mean())
+
+    def at(self, W: Array, probes: list[Array] | None = None) -> Point:
+        """Value, gradient and, with probes T G, leverages: a pass."""
+        problem = self.problem
+        loss, Y = problem.loss, problem.Y
+        raw = np.empty_like(Y)
+        slope, curvature = np.empty_like(Y), np.broadcast_to(1.0, Y.shape)
+        if not loss.quadratic:
+            curvature = np.empty_like(Y)
+        leverage = None if probes is None else np.zeros(problem.n)
+        gradient, total = np.zeros_like(W), 0.0
+        for piece, Z in problem.chunks():
+            f = raw[piece] = problem.predict(Z, W)
+            if loss.quadratic:
+                slope[piece] = f - Y[piece]
+                value = 0.5 * np.square(slope[piece])
+            else:
+                value, slope[piece], curvature[piece] = loss.all(Y[piece], f)
+            if probes is not None and leverage is not None:
+                v = curvature[piece] if loss.quadratic else loss.stiffness(Y[piece], f)
+                leverage[piece] = self._leverages(piece, Z, v, probes)
+            total += float(problem.weighted(value, piece).sum())
+            gradient += problem.adjoint(Z, problem.weighted(slope[piece], piece))
+        self.passes += 1
+        objective = total / problem.n + problem.penalty(W)
+        return self._point(W, objective, gradient, Seen(raw, slope, curvature, leverage))
+
+    def trace(self, U: Array) -> Array:
+        """Raw predictions of a direction: half a pass."""
+        problem = self.problem
+        raw = np.empty_like(problem.Y)
+        for piece, Z in problem.chunks():
+            raw[piece] = problem.predict(Z, U)
+        self.passes += 0.5
+        return raw
+
+    def product(self, point: Point, U: Array, model: Model) -> tuple[Array, Array]:
+        """Hessian of a model times U, and the raw predictions of U: a pass."""
+        problem, seen = self.problem, point.rows
+        raw_u = np.empty_like(seen.raw)
+        out = np.zeros_like(U)
+        weights = self.weights(point, model)
+        exact = model is Model.CURVATURE and problem.loss.coupling > 1
+        for piece, Z in problem.chunks():
+            f = raw_u[piece] = problem.predict(Z, U)
+            if exact:
+                rows = problem.loss.hessian_product(problem.Y[piece], seen.raw[piece], f)
+            else:
+                rows = weights[piece] * f
+            out += problem.adjoint(Z, problem.weighted(rows, piece))
+        self.passes += 1
+        return out / problem.n + problem.ridge * U, raw_u
+
+    def weights(self, point: Point, model: Model) -> Array:
+        """Curvature that a model gives each row, (n_samples, t)."""
+        problem, seen = self.problem, point.rows
+        if problem.loss.quadratic or model is Model.CURVATURE:
+            return seen.curvature
+        return problem.loss.stiffness(problem.Y, seen.raw)
+
+    def along(self, point: Point, U: Array, raw_u: Array, t: float) -> Trial:
+        """Try a step of length t, without a look at X."""
+        problem = self.problem
+        W, raw = point.W + t * U, point.rows.raw + t * raw_u
+        value, slope, curvature = problem.loss.all(problem.Y, raw)
+        objective = float(problem.weighted(value).sum() / problem.n) + problem.penalty(W)
+        return Trial(W, objective, Seen(raw, slope, curvature))
+
+    def arrive(self, trial: Trial) -> Point:
+        """Gradient at a place that was tried: half a pass."""
+        problem, gradient = self.problem, np.zeros_like(trial.W)
+        for piece, Z in problem.chunks():
+            gradient += problem.adjoint(Z, problem.weighted(trial.seen.slope[piece], piece))
+        self.passes += 0.5
+        return self._point(trial.W, trial.objective, gradient, trial.seen)
+
+    def remainder(self, point: Point, raw_u: Array, trial: Trial) -> float:
+        """Bound on the decrement that a full Newton step leaves, beyond its own residual.
+
+        By its model a step of raw predictions r changes the slopes by v r; what they differ from
+        that, e, is projected on the rows, which cannot lengthen e/sqrt(v).
+        """
+        problem, seen = self.problem, point.rows
+        if problem.loss.quadratic:
+            return 0.0
+        error = trial.seen.slope - seen.slope
+        error -= problem.loss.hessian_product(problem.Y, seen.raw, raw_u)
+        size = np.divide(error, seen.curvature, out=np.zeros_like(error), where=seen.curvature > 0)
+        size *= error
+        # Where rows have no curvature at all, nothing is known of what they do
+        blind = np.any((seen.curvature <= 0) & (error != 0))
+        return np.inf if blind else float(problem.weighted(size).sum() / problem.n)
+
+    def leverages(self, point: Point, probes: list[Array]) -> Array:
+        """Estimate ``v x' P^-1 x`` of rows: a pass."""
+        problem, out = self.problem, np.empty(self.problem.n)
+        v = self.weights(point, Model.STIFFNESS)
+        for piece, Z in problem.chunks():
+            out[piece] = self._leverages(piece, Z, v[piece], probes)
+        self.passes += 1
+        return out
+
+    def _leverages(self, piece: slice, Z: Any, v: Array, probes: list[Array]) -> Array:
+        leverage = np.zeros(Z.shape[0])
+        for column, probe in zip(v.T, probes, strict=False):
+            image = self.problem.predict(Z, probe)
+            leverage += column * np.einsum("ij,ij->i", image, image)
+        return self.problem.weighted(leverage, piece)
+
+    def draws(
+        self, point: Point, leverage: Array, steps: int, size: int, rng: np.random.Generator
+    ) -> Iterator[tuple[Problem, Array]]:
+        """Yield rows drawn by leverage plus its mean, weighted to stand for all (MATH 4.2).
+
+        A few rows as a problem of their own, each with the raw predictions at the point.
+        """
+        problem = self.problem
+        probability = leverage + leverage.mean() * problem.weighted(np.ones(problem.n))
+        probability = probability / probability.sum()
+        cumulative = np.cumsum(probability)
+        # Sought in order, which caches like; then each batch's rows are sorted
+        u = np.sort(rng.random(steps * size)) * cumulative[-1]
+        rows = np.minimum(np.searchsorted(cumulative, u), problem.n - 1)
+        for draw in np.sort(rng.permutation(rows).reshape(steps, size), axis=1):
+            weight = problem.weighted(1.0 / (problem.n * probability[draw]), draw)
+            self.passes += size / problem.n
+            drawn = replace(problem, X=problem.rows(draw), Y=problem.Y[draw], weight=weight)
+            yield drawn, point.rows.raw[draw]
+
+    def _point(self, W: Array, objective: float, total: Array, seen: Seen) -> Point:
+        problem = self.problem
+        gradient = total / problem.n + problem.ridge * W
+        # Raw predictions of a link are numbers without a unit
+        least = self.unit if problem.loss.own_unit else 1.0
+        size = problem.weighted(seen.curvature * (seen.raw**2 + least)).sum()
+        rounding = float((64 * _EPS) ** 2 * size / problem.n)
+        slack = _SLACK * (self.unit + abs(objective))
+        return Point(W, objective, gradient, seen, self._floor(seen), rounding, slack)
+
+    def _floor(self, seen: Seen) -> float:
+        """Statistical error of the decrement, ``s^2 p t / N`` (MATH section 4.3)."""
+        return float(np.mean(self._dispersions(seen))) * self.error
+
+    def dispersion(self, point: Point) -> Array:
+        """Mean squared slope over mean curvature, of each column; one for a likelihood."""
+        return self._dispersions(point.rows)
+
+    def _dispersions(self, seen: Seen) -> Array:
+        problem = self.problem
+        if problem.loss.likelihood:
+            return np.ones(1)
+        v = problem.weighted(seen.curvature).sum(axis=0)
+        if not np.all(v > 0):  # Huber, with every residual beyond epsilon
+            v = problem.weighted(problem.loss.stiffness(problem.Y, seen.raw)).sum(axis=0)
+        # Squares of slopes would vanish or overflow before their ratio does
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = problem.weighted(seen.slope * (seen.slope / v)).sum(axis=0)
+        return np.where(v > 0, found, 0.0)
+
+    @property
+    def error(self) -> float:
+        """Statistical error of the decrement, in units of the dispersion: ``p t / N``."""
+        problem = self.problem
+        free = problem.Y.shape[1] - (problem.loss.coupling > 1)
+        return problem.p * free / problem.observations
