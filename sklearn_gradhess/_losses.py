@@ -33,6 +33,8 @@ class Loss(ABC):
     ----------
     name : str
         As users write it.
+    largest_curvature : float
+        Least upper bound of `curvature`.
     quadratic : bool
         Whether the second derivative is one everywhere.
     coupling : int
@@ -54,6 +56,7 @@ class Loss(ABC):
     likelihood: ClassVar[bool] = False
     asymptotic: ClassVar[bool] = False
     own_unit: ClassVar[bool] = False
+    largest_curvature: ClassVar[float] = np.inf
 
     @abstractmethod
     def check_y(self, y: Array) -> None:
@@ -120,6 +123,7 @@ class SquaredLoss(Loss):
     name = "squared_error"
     quadratic = True
     own_unit = True
+    largest_curvature = 1.0
 
     def check_y(self, y: Array) -> None:
         """Accept every finite target."""
@@ -156,6 +160,7 @@ class HuberLoss(Loss):
 
     name = "huber"
     own_unit = True
+    largest_curvature = 1.0
 
     def __init__(self, epsilon: float = 1.35) -> None:
         self.epsilon = epsilon
@@ -201,6 +206,7 @@ class LogisticLoss(Loss):
     name = "log_loss"
     likelihood = True
     asymptotic = True
+    largest_curvature = 0.25
 
     def check_y(self, y: Array) -> None:
         """Refuse targets outside [0, 1]."""
@@ -338,6 +344,7 @@ class MultinomialLoss(Loss):
     coupling = 2
     likelihood = True
     asymptotic = True
+    largest_curvature = 0.25
 
     def check_y(self, y: Array) -> None:
         """Accept one-hot rows, which the classifier makes itself."""

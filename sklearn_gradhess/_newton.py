@@ -204,7 +204,7 @@ class Newton:
 
     def _assuming(self, model: Model) -> "Newton":
         """By this model, and without a preconditioner of another one."""
-        return replace(self, model=model, factor=None, made_of=None)
+        return replace(self, model=model, factor=None, made_of=None, made_at=None)
 
     def _prepared(self, point: Point) -> "Newton":
         """Have a preconditioner that is near enough."""
@@ -341,7 +341,7 @@ def drifts(method: Newton, point: Point) -> bool:
     """
     for _ in range(_DRIFTS):
         # With the curvature at this very point: what is seen there has hardly any weight
-        newton, look = replace(method, factor=None, made_of=None).look(point)
+        newton, look = replace(method, factor=None, made_of=None, made_at=None).look(point)
         raw = look.way.found.raw
         gained = method.data.problem.weighted(look.point.rows.curvature * raw**2)
         if not gained[np.abs(raw) > 0.5].sum() > 0.5 * gained.sum():

@@ -516,5 +516,8 @@ def _importance(objective: Objective, point: Point) -> Array:
     importance = len(point.W) * total / total.sum()
     importance += total * objective.leverages(_whitened(objective, np.ones(len(total))))
     for v in point.stiffness.T:
+        if not (largest := v.max()) > 0:
+            continue
+        v = v / largest  # where every count was zero so far it is a number next to none
         importance += total * v * objective.leverages(_whitened(objective, v))
     return importance

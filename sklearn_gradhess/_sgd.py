@@ -2,6 +2,8 @@
 
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -14,6 +16,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
+from sklearn_gradhess._fitted import OneFactor
 from sklearn_gradhess._inference import Inference, infer
 from sklearn_gradhess._memory import refuse_wide
 from sklearn_gradhess._moments import triangular_factor
@@ -73,6 +76,8 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         "verbose": ["verbose"],
     }
 
+    _factors: Sequence[Array]
+
     def _refuse_unfit(self, X: Any, Y: Array) -> None:
         """Raise ValueError where features are too many to be fitted."""
         classifier = isinstance(self, ClassifierMixin)
@@ -127,7 +132,10 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     ) -> tuple[Problem, FitSaw]:
         """Return the objective, and what a stream will ask of its rows."""
         penalty = Penalty(self.alpha, self.penalty_units)
-        weight = np.ones(Y.shape[0]) if sample_weight is None else sample_weight
+        weight, unit = np.ones(Y.shape[0]), 1.0
+        if sample_weight is not None:
+            unit = float(sample_weight.max())  # their sum might overflow
+            weight = sample_weight / unit
         spread = Spread.empty(X.shape[1])
         if penalty.alpha and penalty.units == "std":
             for start in range(0, len(weight), step := max(256, 2**17 // max(X.shape[1], 1))):
@@ -139,11 +147,11 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             Y,
             mean_one(sample_weight),
             loss,
-            penalty.ridge(total, spread) / total if penalty.alpha else 0.0,
+            penalty.ridge(total, spread, unit) / total if penalty.alpha else 0.0,
             bool(self.fit_intercept),
             observations(sample_weight),
         )
-        return problem, fit_saw(problem, sample_weight, spread)
+        return problem, fit_saw(problem, weight, unit, spread)
 
     def _settings(self, problem: Problem, sample_weight: Any, monitor: Monitor) -> Settings:
         """Parameters of the estimator as the solver takes them."""
@@ -229,6 +237,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         if not hasattr(estimator, "covariance_"):
             y = problem.Y[:, 0] if problem.Y.shape[1] == 1 else None
             estimator = clone(given).fit(problem.X, y, sample_weight)
+            estimator.fitted_ = replace(estimator.fitted_)  # nothing derived has to stay in memory
         if estimator.n_features_in_ != problem.X.shape[1]:
             raise ValueError(
                 f"The preconditioner was fitted on {estimator.n_features_in_} features, X has "
@@ -236,9 +245,9 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             )
         self._estimator = estimator
         return given_factor(
-            estimator._hessian_factor(intercept=problem.has_intercept),
+            OneFactor(estimator.fitted_, problem.has_intercept)[0],
             problem,
-            ratio=min(problem.p / max(estimator._memory.moments.n_gradients, 1), 0.5),
+            ratio=min(problem.p / max(estimator.fitted_.memory.moments.n_gradients, 1), 0.5),
         )
 
     def _solve_single(
@@ -297,6 +306,12 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self.converged_ = solution.converged
         factor = solution.factor
         self._factors = list(factor.factors)
+        if self.noise == "single":  # kept in the estimator, and nowhere else
+            self._estimator.fitted_ = replace(self._estimator.fitted_)
+            unit_first = problem.has_intercept and problem.loss.quadratic
+            self._factors = OneFactor(
+                self._estimator.fitted_, problem.has_intercept, unit_first=unit_first
+            )
         self._sketched = (factor.n_batches, factor.batch_size, problem.n)
         self._ridge = problem.ridge[:, 0]
         self._observations = float(problem.observations)
@@ -369,7 +384,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
 
     def _mean_factor(self) -> Array:
         """Root of the mean of the classes' Hessians."""
-        return triangular_factor(np.vstack(self._factors)) / np.sqrt(len(self._factors))
+        return triangular_factor(np.vstack(list(self._factors))) / np.sqrt(len(self._factors))
 
     def _warn(self, solution: Solution, problem: Problem) -> None:
         last = solution.history[-1]

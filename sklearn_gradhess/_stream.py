@@ -1,6 +1,7 @@
 """What `partial_fit` does to an estimator: go on with its stream, from its fit if there was one."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,7 +92,7 @@ class StreamMixin:
     fit_intercept: bool
     early_stopping: bool
     noise: str
-    _factors: list[Array]
+    _factors: Sequence[Array]
     _fit_saw: FitSaw
 
     @property
@@ -208,17 +209,15 @@ def stream_classes(known: Any, classes: Any, y: Any) -> Any:
     return known
 
 
-def fit_saw(problem: Problem, sample_weight: Array | None, spread: Spread) -> FitSaw:
-    """Return what a stream needs to know of the rows of a fit."""
-    weight = np.ones(problem.n) if sample_weight is None else sample_weight[sample_weight > 0]
-    unit = float(weight.max())
+def fit_saw(problem: Problem, weight: Array, unit: float, spread: Spread) -> FitSaw:
+    """Return what a stream needs to know of the rows of a fit, their weights in a unit."""
     return FitSaw(
         problem.loss,
         problem.has_intercept,
         problem.Y.shape[1],
         problem.ridge[:, 0],
-        Seen(unit).plus(weight / unit),
-        spread._replace(weight=spread.weight / unit, scatter=spread.scatter / unit),
+        Seen(unit).plus(weight[weight > 0]),
+        spread,
     )
 
 

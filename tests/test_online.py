@@ -66,7 +66,7 @@ def test_any_chunking_is_least_squares(cuts, intercept):
 @pytest.mark.parametrize("size", [1, 3, 64])
 def test_after_every_chunk_it_is_ridge_of_the_rows_so_far(data, size):
     X, y = data
-    model = Regressor(alpha=0.1)
+    model = Regressor(alpha=0.1, penalty_units="raw")
     for stop in range(size, min(5 * size, 200) + 1, size):
         piece = slice(stop - size, stop)
         model.partial_fit(X[piece], y[piece])
@@ -101,8 +101,12 @@ def test_a_sparse_stream_is_the_dense_one(data, container):
 def test_weights_are_repetitions(data, rng):
     X, y = data
     weight = rng.integers(0, 4, len(y))
-    weighted = stream(Regressor(alpha=0.2), X, y, 31, sample_weight=weight.astype(float))
-    repeated = Regressor(alpha=0.2).partial_fit(np.repeat(X, weight, axis=0), np.repeat(y, weight))
+    weighted = stream(
+        Regressor(alpha=0.2, penalty_units="raw"), X, y, 31, sample_weight=weight.astype(float)
+    )
+    repeated = Regressor(alpha=0.2, penalty_units="raw").partial_fit(
+        np.repeat(X, weight, axis=0), np.repeat(y, weight)
+    )
     assert_same_model(weighted, repeated)
 
 
@@ -139,7 +143,7 @@ def test_a_pickled_stream_goes_on(data):
 
 def test_memory_does_not_grow_with_the_stream(rng):
     X, y = logistic_data(rng, 40_000)
-    model = Classifier()
+    model = Classifier(alpha=0.0)
     sizes = []
     for start in range(0, 40_000, 500):
         piece = slice(start, start + 500)
@@ -155,7 +159,7 @@ def test_memory_does_not_grow_with_the_stream(rng):
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 def test_after_a_fit_it_goes_on_as_a_fit_of_all_rows(data, alpha):
     X, y = data
-    model = Regressor(alpha=alpha, random_state=0).fit(X[:120], y[:120])
+    model = Regressor(alpha=alpha, random_state=0, penalty_units="raw").fit(X[:120], y[:120])
     model.partial_fit(X[120:], y[120:])
     assert_same_model(model, Ridge(alpha=200 * alpha).fit(X, y), rtol=1e-6)
 
@@ -186,7 +190,9 @@ each_loss = pytest.mark.parametrize("name", LOSSES)
 
 def made(name, **params):
     if name in ("log_loss", "multinomial"):
-        return Classifier(alpha=params.pop("alpha", 0.0), random_state=0, **params)
+        return Classifier(
+            alpha=params.pop("alpha", 0.0), random_state=0, **params, penalty_units="raw"
+        )
     return Regressor(name, random_state=0, **params)
 
 
@@ -291,7 +297,7 @@ def test_rows_sorted_by_the_target_stay_within_thirty_floors_and_say_so(name, si
 def test_one_class_for_many_rows_is_said():
     X, y = law_data("log_loss", 400, 2, 0)
     first = np.argsort(y, kind="stable")
-    model = Classifier()
+    model = Classifier(alpha=0.0)
     with pytest.warns(ConvergenceWarning, match="All of the 100 rows so far are of one class"):
         model.partial_fit(X[first][:100], y[first][:100], classes=[0, 1])
     with warnings.catch_warnings():
@@ -317,8 +323,8 @@ def test_rare_levels_of_a_category_keep_their_rows(rng):
     X = np.eye(100)[level][:, 1:]
     X = X[:, X.any(axis=0)]
     y = (rng.random(6000) < expit(rng.standard_normal(100)[level])).astype(int)
-    best = Classifier(alpha=1e-4, tol=1e-6, random_state=0).fit(X, y)
-    model = stream(Classifier(alpha=1e-4), X, y, 100, classes=[0, 1])
+    best = Classifier(alpha=1e-4, tol=1e-6, random_state=0, penalty_units="raw").fit(X, y)
+    model = stream(Classifier(alpha=1e-4, penalty_units="raw"), X, y, 100, classes=[0, 1])
 
     def objective(m):
         return log_loss(m, X, y) + 0.5e-4 * np.sum(m.coef_**2)
@@ -455,8 +461,8 @@ def test_the_caller_may_use_the_array_again():
 def test_one_row_at_a_time_with_more_features_than_rows(rng):
     X = rng.standard_normal((12, 40))
     y = (X[:, 0] > 0).astype(int)
-    model = stream(Classifier(alpha=0.1), X, y, 1, classes=[0, 1])
-    best = Classifier(alpha=0.1, tol=1e-10, random_state=0).fit(X, y)
+    model = stream(Classifier(alpha=0.1, penalty_units="raw"), X, y, 1, classes=[0, 1])
+    best = Classifier(alpha=0.1, tol=1e-10, random_state=0, penalty_units="raw").fit(X, y)
     assert_same_model(model, best, rtol=1e-4)
 
 
@@ -485,7 +491,7 @@ def test_a_poisson_stream_may_start_without_a_count():
 @pytest.mark.parametrize("size", [50, 2000])
 def test_a_stream_of_two_classes_ends_within_two_floors(rng, size, condition):
     X, y = logistic_data(rng, 20_000, condition=condition)
-    model = stream(Classifier(), X, y, size, classes=[0, 1])
+    model = stream(Classifier(alpha=0.0), X, y, size, classes=[0, 1])
     full = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10).fit(X, y)
     # A floor of the mean loss is p / 2N
     assert log_loss(model, X, y) - log_loss(full, X, y) < 2 * 6 / (2 * 20_000)
@@ -495,7 +501,7 @@ def test_a_stream_of_three_classes_ends_within_two_floors(rng):
     X = rng.standard_normal((20_000, 4))
     raw = X @ rng.standard_normal((4, 3))
     y = (raw + rng.gumbel(size=raw.shape)).argmax(axis=1)
-    model = stream(Classifier(), X, y, 500, classes=[0, 1, 2])
+    model = stream(Classifier(alpha=0.0), X, y, 500, classes=[0, 1, 2])
     full = LogisticRegression(C=np.inf, solver="lbfgs", tol=1e-8, max_iter=1000).fit(X, y)
     assert log_loss(model, X, y) - log_loss(full, X, y) < 2 * 10 / (2 * 20_000)
     assert_allclose(model.coef_.sum(axis=0), 0, atol=1e-12)
@@ -536,20 +542,22 @@ def test_a_separable_start_of_a_stream_stays_finite():
 
 
 def test_a_first_chunk_of_one_class_is_learned_from():
-    model = Classifier().partial_fit([[1.0], [2.0]], ["a", "a"], classes=["b", "a"])
+    model = Classifier(alpha=0.0).partial_fit([[1.0], [2.0]], ["a", "a"], classes=["b", "a"])
     assert_array_equal(model.classes_, ["a", "b"])
     assert_array_equal(model.predict([[1.0]]), ["a"])
 
 
 def test_class_weights_weight_the_rows(rng):
     X, y = logistic_data(rng, 500)
-    weighted = Classifier(class_weight={0: 1.0, 1: 3.0}).partial_fit(X, y, classes=[0, 1])
-    by_hand = Classifier().partial_fit(X, y, np.where(y, 3.0, 1.0), classes=[0, 1])
+    weighted = Classifier(class_weight={0: 1.0, 1: 3.0}, alpha=0.0).partial_fit(
+        X, y, classes=[0, 1]
+    )
+    by_hand = Classifier(alpha=0.0).partial_fit(X, y, np.where(y, 3.0, 1.0), classes=[0, 1])
     assert_same_model(weighted, by_hand)
 
 
 def test_a_chunk_may_lack_a_class_that_has_a_weight():
-    model = Classifier(class_weight={1: 3.0})
+    model = Classifier(class_weight={1: 3.0}, alpha=0.0)
     model.partial_fit([[0.0], [1.0]], [0, 0], classes=[0, 1])
     assert_array_equal(model.classes_, [0, 1])
 
@@ -586,12 +594,12 @@ def test_rows_without_weight_are_left_out(data):
 @pytest.fixture
 def two_classes(rng):
     X, y = logistic_data(rng, 60)
-    return Classifier().partial_fit(X, y, classes=[0, 1]), X, y
+    return Classifier(alpha=0.0).partial_fit(X, y, classes=[0, 1]), X, y
 
 
 def test_classes_are_needed_at_first():
     with pytest.raises(ValueError, match="classes must be passed on the first call to partial_fit"):
-        Classifier().partial_fit([[0.0], [1.0]], [0, 1])
+        Classifier(alpha=0.0).partial_fit([[0.0], [1.0]], [0, 1])
 
 
 def test_classes_may_not_change(two_classes):
@@ -612,7 +620,7 @@ def test_new_labels_are_refused(two_classes):
 
 
 def test_balanced_weights_need_all_labels_at_once():
-    model = Classifier(class_weight="balanced")
+    model = Classifier(class_weight="balanced", alpha=0.0)
     with pytest.raises(ValueError, match="class_weight='balanced' needs all labels at once"):
         model.partial_fit([[0.0], [1.0]], [0, 1], classes=[0, 1])
 
@@ -666,7 +674,7 @@ def test_a_parameter_of_the_model_may_not_change(data, change, message, fitted):
 
 def test_alpha_may_change_it_is_the_penalty_of_all_rows(data):
     X, y = data
-    model = Regressor().partial_fit(X[:50], y[:50]).set_params(alpha=0.3)
+    model = Regressor(penalty_units="raw").partial_fit(X[:50], y[:50]).set_params(alpha=0.3)
     model.partial_fit(X[50:], y[50:])
     assert_same_model(model, Ridge(alpha=0.3 * 200).fit(X, y))
 
@@ -691,7 +699,7 @@ def test_a_failed_chunk_leaves_the_estimator_as_it_was(two_classes, chunk, messa
 
 
 def test_a_failed_first_chunk_leaves_no_fit():
-    model = Classifier()
+    model = Classifier(alpha=0.0)
     with pytest.raises(ValueError, match="not among"):
         model.partial_fit([[0.0]], [3], classes=[0, 1])
     assert vars(model) == clone(model).get_params()
