@@ -9,6 +9,8 @@ parameters by parameters. Expect a few large eigenvalues, about as many as there
 a bulk that falls by orders of magnitude. PyTorch is needed.
 """
 
+import warnings
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -16,11 +18,13 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sklearn_gradhess import GradientCovarianceEstimator
+from sklearn_gradhess import CalibrationWarning, GradientCovarianceEstimator
 from sklearn_gradhess.diagnostics import calibration_report
 from sklearn_gradhess.plotting import HessianSpectrumDisplay
 from sklearn_gradhess.torch import noisy_gradients, top_eigenpairs
 
+# The scores of a softmax are determined up to a constant, and some pixels are always white.
+warnings.filterwarnings("ignore", "The covariance is singular", CalibrationWarning)
 _ = torch.manual_seed(0)
 X, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
 data = TensorDataset(X[:1792].float().view(-1, 1, 8, 8) / 16, y[:1792])  # 224 batches of 8

@@ -6,7 +6,7 @@ Training with and without curvature
 factors from calibrated target noise and has no learning rate; AdamW is shown at its best of three
 rates. All get the same processor time. Expect the autoencoder to need a fraction of AdamW's epochs
 and, in so short a run, about its time; and the classifier to lose in time, because a step costs
-several steps of AdamW. Longer runs on four more tasks are in the guide. PyTorch is needed.
+several steps of AdamW. Longer runs on more tasks are in the guide. PyTorch is needed.
 """
 
 import itertools

@@ -154,7 +154,7 @@ def noisy_gradients(
     `gradient_scale` of the result has the factor that was divided out.
 
     For a linear module it is the Hessian of the generalised linear model. `nn.Linear(d, 1)` puts
-    the intercept's gradient into the last column.
+    the intercept's gradient into the last column: ``intercept_position="last"``.
 
     References
     ----------
@@ -167,16 +167,16 @@ def noisy_gradients(
     >>> from sklearn_gradhess.torch import noisy_gradients
     >>> generator = torch.Generator().manual_seed(0)
     >>> X = torch.randn(800, 2, generator=generator) * torch.tensor([1.0, 3.0])
-    >>> y = torch.randint(0, 2, (800,), generator=generator)
-    >>> net = torch.nn.Linear(2, 2, bias=False)
+    >>> y = torch.randint(0, 2, (800, 1), generator=generator).float()
+    >>> net = torch.nn.Linear(2, 1, bias=False)
     >>> _ = torch.nn.init.zeros_(net.weight)
     >>> batches = list(zip(X.split(8), y.split(8)))
-    >>> pairs = noisy_gradients(net, batches, torch.nn.CrossEntropyLoss(), generator=generator)
+    >>> pairs = noisy_gradients(net, batches, torch.nn.BCEWithLogitsLoss(), generator=generator)
     >>> estimator = GradientCovarianceEstimator()
     >>> _ = estimator.partial_fit_gradients(*pairs, batch_size=pairs.batch_size)
-    >>> truth = [0.25, 2.25, 0.25, 2.25]  # p (1 - p) times the mean squares 1 and 9
+    >>> truth = [0.25, 2.25]  # p (1 - p) times the mean squares 1 and 9
     >>> (estimator.covariance_.diagonal() / truth).round()
-    array([1., 1., 1., 1.])
+    array([1., 1.])
     """
     loss = as_loss(loss)
     check_scalar(n_redraws, "n_redraws", int, min_val=1)
