@@ -69,13 +69,12 @@ sphinx_gallery_conf = {
 }
 
 
-def _skip_scikit_learn(app, what, name, obj, skip, options):
-    """Leave out what is inherited from scikit-learn: its docstrings link to pages of its own."""
+def _skip_inherited(app, what, name, obj, skip, options):
+    """Leave out what is inherited from others: their docstrings link to pages of their own."""
     function = getattr(obj, "fget", None) or getattr(obj, "__func__", obj)
     module = getattr(function, "__module__", None) or ""
-    if what == "class" and (module.startswith("sklearn.") or re.fullmatch(r"set_\w+", name)):
-        return True
-    return None
+    inherited = module.startswith(("sklearn.", "torch.")) or re.fullmatch(r"set_\w+", name)
+    return True if what == "class" and inherited else None
 
 
 def _resolve_short_names(app, env, node, contnode):
@@ -93,5 +92,5 @@ def _resolve_short_names(app, env, node, contnode):
 
 
 def setup(app):
-    app.connect("autodoc-skip-member", _skip_scikit_learn)
+    app.connect("autodoc-skip-member", _skip_inherited)
     app.connect("missing-reference", _resolve_short_names)
