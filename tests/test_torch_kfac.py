@@ -147,6 +147,17 @@ def test_the_scale_of_the_loss_does_not_matter():
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
 
 
+def test_activations_may_work_in_place():
+    x, y = digits(256)
+    found = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(64, 16), nn.ReLU(inplace=inplace), nn.Linear(16, 10))
+        train(net, nn.CrossEntropyLoss(), x, y, 2)
+        found.append(net[0].weight.detach())
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_a_loss_of_zero_is_no_accident():
     x = torch.randn(64, 3)
     net, loss = nn.Linear(3, 2), nn.CrossEntropyLoss()

@@ -435,13 +435,14 @@ class _Seen:
         for hook in self._hooks:
             hook.remove()
 
-    def _see_layer(self, layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+    def _see_layer(self, layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
         if layer in self._inputs:
             raise ValueError(
                 f"{layer} is used twice in one forward pass, or the closure runs the module twice: "
                 "Kronecker factors do not add up for shared weights. Use another optimiser."
             )
         self._inputs[layer], self._outputs[layer] = inputs[0].detach(), outputs
+        return outputs.clone()  # what follows may work in place, as ReLU(inplace=True) does
 
     def _see_loss(self, loss: nn.Module, inputs: tuple[Tensor, ...], value: Tensor) -> None:
         idle = [layer.module for layer in self._layers if layer.module not in self._outputs]
