@@ -139,6 +139,7 @@ class Objective:
         """Tell of coefficients what a pass over the rows does."""
         raw, weight = self.predict(W), self.rows.total
         loss, residual, curvature = self.loss.all(self.rows.Y, raw)
+        loss = loss + self.loss.constant(self.rows.Y)
         stiffness = self.loss.stiffness(self.rows.Y, raw)
         loss = loss.sum(axis=1) if loss.ndim == 2 else loss
         slope = self.adjoint(residual) + self.linear

@@ -143,8 +143,12 @@ class Loss(ABC):
         """What an estimator keeps of it, by the name of the attribute."""
         return {}
 
+    def constant(self, y: Array) -> Array | float:
+        """Part of each row's value that no prediction changes, and that `all` leaves out."""
+        return 0.0
+
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
-        """Value, gradient and curvature; a loss may share work between them."""
+        """Value less its constant, gradient and curvature; a loss may share work between them."""
         return (
             self.value(y, raw_prediction),
             self.gradient(y, raw_prediction),
@@ -493,11 +497,11 @@ class _LogLinkLoss(Loss):
 
     @abstractmethod
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
-        """Value, gradient and curvature, which share their exponentials."""
+        """Value less its constant, gradient and curvature, which share their exponentials."""
 
     def value(self, y: Array, raw_prediction: Array) -> Array:
         """Half deviance: zero where the prediction meets the target."""
-        return self.all(y, raw_prediction)[0]
+        return self.all(y, raw_prediction)[0] + self.constant(y)
 
     def gradient(self, y: Array, raw_prediction: Array) -> Array:
         """Mean minus target, over the mean to the power less one."""
@@ -551,11 +555,18 @@ class PoissonLoss(_LogLinkLoss):
             )
         _refuse_beyond_exponential(y)
 
+    def constant(self, y: Array) -> Array:
+        """Minus the least value of what varies."""
+        return xlogy(y, y) - y
+
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
-        """Value, gradient and curvature, from one exponential."""
+        """Value less its constant, gradient and curvature, from one exponential."""
         mean, excess = _safe_exp(raw_prediction)
-        slope = mean * (1 + excess)
-        value = slope + mean * (0.5 * excess**2) - y * raw_prediction + xlogy(y, y) - y
+        slope = mean
+        value = mean - y * raw_prediction
+        if excess.any():
+            slope = mean * (1 + excess)
+            value += mean * excess * (1 + 0.5 * excess)
         return value, slope - y, mean
 
 
@@ -613,8 +624,13 @@ class TweedieLoss(_LogLinkLoss):
             )
         _refuse_beyond_exponential(y)
 
+    def constant(self, y: Array) -> Array:
+        """Minus the least value of what varies."""
+        up, down = 2 - self.power, self.power - 1
+        return -(y**up) / (up * down)
+
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
-        """Value, gradient and curvature, from two exponentials."""
+        """Value less its constant, gradient and curvature, from two exponentials."""
         up, down = 2 - self.power, self.power - 1
         rising, over = _safe_exp(up * raw_prediction)
         falling, under = _safe_exp(-down * raw_prediction)
@@ -622,7 +638,6 @@ class TweedieLoss(_LogLinkLoss):
         slope_up, slope_down = rising * (1 + over), falling * (1 + under)
         value = (slope_up + rising * (0.5 * over**2)) / up
         value += (slope_down + falling * (0.5 * under**2)) / down
-        value -= y**up / (up * down)
         return value, slope_up - slope_down, up * rising + down * falling
 
     @property

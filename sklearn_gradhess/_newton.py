@@ -146,9 +146,14 @@ class Newton:
 
     def look(self, point: Point) -> tuple[Method, Look]:
         """Solve for the step; by the stiffness where the curvature cannot be believed."""
-        method, found = self._attempt(point)
         if self.data.problem.loss.quadratic:
-            return method, method._looked(point, found)
+            method = self._prepared(point)
+            assert method.factor is not None
+            decrement = max(method.factor.decrement(point.gradient), point.rounding)
+            if decrement <= self.goal.enough(point):
+                return method, Look(point, decrement)
+            return method, method._looked(point, method._solve(point))
+        method, found = self._attempt(point)
         if self.model is Model.CURVATURE:
             if method._believes(point, found):
                 return method, method._looked(point, found)
@@ -246,6 +251,7 @@ class Newton:
         factor, law = self.factor, self._law(point)
         assert factor is not None
         least = 0.1 * max(self.goal.target(point), point.rounding)
+        softened = self._softened(point)[0]
         dispersion = point.floor / max(self.data.error, 1e-300)
 
         def enough(first: float, left: float, shrank: float) -> bool:
@@ -255,7 +261,8 @@ class Newton:
             if not self.data.problem.loss.quadratic:
                 forcing = min(_FORCING, first / max(dispersion, 1e-300))
             share = min(law, max(shrank, 2 * factor.ratio))
-            return left * share <= max(least, forcing * first)
+            nothing = left == first and first * softened <= self.goal.enough(point)
+            return nothing or left * share <= max(least, forcing * first)
 
         judge = None if self.given is None else factor.decrement
         return conjugate_gradients(

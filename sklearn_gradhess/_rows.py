@@ -39,6 +39,12 @@ class Seen(NamedTuple):
     leverage: Array | None = None
 
 
+class Solved(NamedTuple):
+    """What is remembered of rows whose normal equations were solved: mean squared residuals."""
+
+    rest: Array
+
+
 class Trial(NamedTuple):
     """A place whose gradient is not known yet."""
 
@@ -132,7 +138,7 @@ class Problem:
 
     def penalty(self, W: Array) -> float:
         """Value of the penalty, which leaves the intercept alone."""
-        return 0.5 * float(np.sum(self.ridge * W**2))
+        return 0.5 * float(np.sum(self.ridge * W * W))
 
     def mean_loss(self, raw: Array) -> float:
         """Weighted mean loss at raw predictions."""
@@ -166,15 +172,20 @@ class Rows:
         Length of the last mini-batch steps; zero if there were none.
     unit : float
         Size of a loss that rounding is judged against.
+    constant : float
+        Part of the mean loss that no prediction changes.
     """
 
     problem: Problem
     passes: float = 0.0
     rate: float = 0.0
     unit: float = field(init=False)
+    constant: float = field(init=False)
 
     def __post_init__(self) -> None:
         problem = self.problem
+        constant = np.broadcast_to(problem.loss.constant(problem.Y), problem.Y.shape)
+        self.constant = float(problem.weighted(constant).sum() / problem.n)
         if problem.loss.own_unit:
             self.unit = 2 * problem.mean_loss(np.zeros_like(problem.Y))
         else:  # one for equal classes, and in the unit of counts
@@ -205,8 +216,27 @@ class Rows:
             total += float(problem.weighted(value, piece).sum())
             gradient += problem.adjoint(Z, problem.weighted(slope[piece], piece))
         self.passes += 1
-        objective = total / problem.n + problem.penalty(W)
+        objective = total / problem.n + self.constant + problem.penalty(W)
         return self._point(W, objective, gradient, Seen(raw, slope, curvature, leverage))
+
+    def of_normal_equations(self, W: Array, rest: Array, error: float) -> Point:
+        """Least squares at their solution, as the Gram matrix tells it: no pass.
+
+        Parameters
+        ----------
+        W : ndarray of shape (p, t)
+            Solution.
+        rest : ndarray of shape (t,)
+            Mean squared residuals, and twice the penalty.
+        error : float
+            Decrement that rounding leaves of it.
+        """
+        objective = 0.5 * float(np.sum(rest))
+        penalty = np.sum(self.problem.ridge * W * W, axis=0)
+        rest = np.maximum(rest - penalty, 0.0)
+        floor = float(np.mean(rest)) * self.error
+        gradient = np.zeros_like(W)
+        return Point(W, objective, gradient, Solved(rest), floor, error, 0.0)
 
     def trace(self, U: Array) -> Array:
         """Raw predictions of a direction: half a pass."""
@@ -247,6 +277,7 @@ class Rows:
         W, raw = point.W + t * U, point.rows.raw + t * raw_u
         value, slope, curvature = problem.loss.all(problem.Y, raw)
         objective = float(problem.weighted(value).sum() / problem.n) + problem.penalty(W)
+        objective += self.constant
         return Trial(W, objective, Seen(raw, slope, curvature))
 
     def arrive(self, trial: Trial) -> Point:
@@ -267,7 +298,10 @@ class Rows:
         if problem.loss.quadratic:
             return 0.0
         error = trial.seen.slope - seen.slope
-        error -= problem.loss.hessian_product(problem.Y, seen.raw, raw_u)
+        if problem.loss.coupling > 1:
+            error -= problem.loss.hessian_product(problem.Y, seen.raw, raw_u)
+        else:
+            error -= seen.curvature * raw_u
         size = np.divide(error, seen.curvature, out=np.zeros_like(error), where=seen.curvature > 0)
         size *= error
         # Where rows have no curvature at all, nothing is known of what they do
@@ -328,8 +362,10 @@ class Rows:
         """Mean squared slope over mean curvature, of each column; one for a likelihood."""
         return self._dispersions(point.rows)
 
-    def _dispersions(self, seen: Seen) -> Array:
+    def _dispersions(self, seen: Any) -> Array:
         problem = self.problem
+        if isinstance(seen, Solved):
+            return seen.rest
         if problem.loss.likelihood:
             return np.ones(1)
         v = problem.weighted(seen.curvature).sum(axis=0)

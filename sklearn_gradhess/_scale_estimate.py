@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sklearn_gradhess._losses import Loss
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._rows import Problem
-from sklearn_gradhess._solver import Settings, part_of, solve
+from sklearn_gradhess._solver import Settings, goal_of, part_of, solve
 
 __all__ = ["Scaled", "estimate_scale", "scale_at"]
 
@@ -57,7 +57,8 @@ def estimate_scale(
     size = scale_at(problem, None)
     loss, W, passes = _first(problem, settings, rng, start, size)
     # The scale has a relative error of one over the root of the observations, or more
-    close = max(1.0 * np.sqrt(settings.goal.tol * settings.goal.depth / problem.observations), 1e-9)
+    goal = goal_of(problem, settings)
+    close = max(np.sqrt(goal.tol * goal.depth / problem.observations), 1e-9)
     before = None
     for _ in range(_MOST):
         assert loss.scale is not None
@@ -66,8 +67,8 @@ def estimate_scale(
         image = max(scale_at(problem, W), _LEAST * size)
         here = np.log([loss.scale, image])
         # A loss that is much narrower than the residuals are tells nothing of the way
-        goal = max(_fixed_point(before, here), here[0] - _NARROWER)
-        loss = _at(loss, problem, float(np.exp(goal)))
+        scale = np.exp(max(_fixed_point(before, here), here[0] - _NARROWER))
+        loss = _at(loss, problem, float(scale))
         if abs(here[1] - here[0]) <= max(close, loss.scale_tolerance):
             break
         before = here

@@ -39,6 +39,7 @@ from sklearn_gradhess._validation import (
     StrOptions,
     blas_threads,
     effective_n_threads,
+    refuse_cast,
 )
 from sklearn_gradhess._weights import mean_one, observations
 from sklearn_gradhess.covariance import GradientCovarianceEstimator
@@ -304,7 +305,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         return Solution(W, seen.factor, ending, 4 * point.floor, 1.0, data.passes, history, np.nan)
 
     def _store(self, W: Array, dtype: Any) -> None:
-        _refuse_cast(W[int(self.fit_intercept) :], dtype)
+        refuse_cast(W[int(self.fit_intercept) :], dtype)
         for name, value in self._attributes(W, dtype).items():
             setattr(self, name, value)
 
@@ -524,21 +525,4 @@ def _refuse_hold_out(n_rows: int, classes: Any, fraction: float) -> None:
         raise ValueError(
             f"{said}, and leaves {n_rows - n_test} to learn {len(names)} classes from. Decrease "
             "validation_fraction, or set early_stopping=False."
-        )
-
-
-def _refuse_cast(coef: Array, dtype: Any) -> None:
-    """Raise ValueError where coefficients are beyond the range of the precision of X."""
-    limits = np.finfo(dtype)
-    largest = np.max(np.abs(coef), axis=0, initial=0.0)
-    if not np.all(largest <= limits.max):  # NaN included
-        raise ValueError(
-            f"The coefficients overflow {limits.dtype}: the largest is {largest.max():.3g}, for "
-            f"{limits.max:.3g} at most. Pass X as float64, or rescale X or y."
-        )
-    if np.any((largest > 0) & (largest < limits.tiny)):
-        worst = largest[largest > 0].min()
-        raise ValueError(
-            f"The coefficients vanish in {limits.dtype}: the largest is {worst:.3g}, for "
-            f"{limits.tiny:.3g} at least. Pass X as float64, or rescale X or y."
         )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_gradhess._descent import Ending, Goal, Look, Method, Model, Point, descend
+from sklearn_gradhess._descent import Descent, Ending, Goal, Look, Method, Model, Point, descend
 from sklearn_gradhess._newton import Newton, drifts
 from sklearn_gradhess._plan import Plan
 from sklearn_gradhess._plan import plan as choose
@@ -18,15 +18,17 @@ from sklearn_gradhess._sketch import PROBES, Sketched, hessian_factor, sketch_fa
 from sklearn_gradhess._steps import Made, Steps, StepSettings
 from sklearn_gradhess._validation import largest_entry
 
-__all__ = ["Settings", "Solution", "part_of", "record_of", "separated", "solve"]
+__all__ = ["Settings", "Solution", "goal_of", "part_of", "record_of", "separated", "solve"]
 
 Array = npt.NDArray[np.float64]
-# Share of the tolerance that is asked of small data, where passes cost nothing
+# Share of the tolerance that is asked of small data, where passes cost nothing, and entries of
+# data from which on it is asked of no more
 _DEEP = 1e-6
+_LARGE = 2e6
 # Exponent of two of the largest target from which on its squares are not to be trusted
 _EXTREME = 400
 # Relative change of the curvature up to which a Hessian is left behind for standard errors
-_LEFT = 0.02
+_LEFT = 0.04
 # Statistical errors that are left of the start, which serves a part of the rows
 _COARSE = 0.3
 
@@ -44,11 +46,6 @@ class Settings:
     given: Factor | None = None
     safeguard: bool = True
     on_iteration: Callable[[Array, dict[str, Any]], bool] | None = None
-
-    @property
-    def goal(self) -> Goal:
-        """When to stop."""
-        return Goal(self.tol, _DEEP if self.plan.preconditioner == "exact" else 1.0)
 
 
 class Solution(NamedTuple):
@@ -81,6 +78,11 @@ class _Fit:
 
     def __post_init__(self) -> None:
         self.data = Rows(self.problem)
+
+    @property
+    def goal(self) -> Goal:
+        """When to stop."""
+        return goal_of(self.problem, self.settings)
 
     def sketched(self, weights: Array | None, target: Array | None = None) -> Sketched:
         """Hessian with these weights of rows, as the plan has it."""
@@ -131,6 +133,13 @@ class _Fit:
         return [T @ draw((T.shape[1], PROBES)) / np.sqrt(PROBES) for T in factor.roots]
 
 
+def goal_of(problem: Problem, settings: Settings) -> Goal:
+    """Decrement to stop at: deeper where a pass costs next to nothing."""
+    size = problem.n * problem.p / _LARGE
+    exact = settings.plan.preconditioner == "exact"
+    return Goal(settings.tol, float(np.clip(size**3, _DEEP, 1.0)) if exact else 1.0)
+
+
 def solve(
     problem: Problem, settings: Settings, rng: np.random.Generator, start: Array | None = None
 ) -> Solution:
@@ -177,10 +186,9 @@ def _unit(problem: Problem) -> np.float64:
 
 
 def _solve(fit: _Fit, start: Array | None) -> Solution:
+    """Descend, and say how it ended and what the Hessian there is."""
     problem, settings, data = fit.problem, fit.settings, fit.data
     clock = time.perf_counter()
-    goal = settings.goal
-    point, method = _begin(fit, goal, start)
     history: list[dict[str, Any]] = []
 
     def watch(look: Look) -> bool:
@@ -188,19 +196,33 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
         told = settings.on_iteration
         return bool(told and told(look.point.W, history[-1]))
 
-    W, method, look, ending = descend(
-        method, point, goal, settings.max_iter, watch, lambda at: separated(problem, at)
-    )
-    _refuse_overflow(problem, W)
+    W, method, look, ending = _descend(fit, start, watch)
+    goal = fit.goal
     suspicious = ending is Ending.CONVERGED and _may_drift(problem, look)
     if suspicious and drifts(Newton(data, goal, fit.make), look.point):
         ending = Ending.UNBOUNDED
     if fit.stale(method, look):
         fit.make(None if problem.loss.quadratic else data.weights(look.point, Model.CURVATURE))
     assert fit.factor is not None
-    target = goal.enough(look.point)
-    dispersion = data.dispersion(look.point)
+    target, dispersion = goal.enough(look.point), data.dispersion(look.point)
     return Solution(W, fit.factor, ending, target, data.rate, data.passes, history, dispersion)
+
+
+def _descend(
+    fit: _Fit, start: Array | None, watch: Callable[[Look], bool] = lambda look: False
+) -> Descent:
+    problem = fit.problem
+    point, method = _begin(fit, fit.goal, start)
+    found = descend(
+        method,
+        point,
+        fit.goal,
+        fit.settings.max_iter,
+        watch,
+        lambda at: separated(problem, at),
+    )
+    _refuse_overflow(problem, found.W)
+    return found
 
 
 def _begin(fit: _Fit, goal: Goal, start: Array | None) -> tuple[Point, Method]:
@@ -213,9 +235,14 @@ def _begin(fit: _Fit, goal: Goal, start: Array | None) -> tuple[Point, Method]:
         return _begin_steps(fit, newton, start)
     if problem.loss.quadratic:
         found = fit.sketched(None, problem.Y)
-        W = found.step if start is None else start
-        assert W is not None
-        return data.at(W), replace(newton, factor=found.factor)
+        assert found.step is not None
+        if start is None:
+            point = data.of_normal_equations(found.step, found.rest, found.error)
+            start = found.step if point.rounding > goal.target(point) else None
+        else:
+            point = data.at(start)
+            start = None
+        return data.at(start) if start is not None else point, replace(newton, factor=found.factor)
     if start is None:
         start = _of_a_share(fit)
     return _no_worse_than_null(data, start), newton
@@ -300,11 +327,10 @@ def _of_a_share(fit: _Fit) -> Array | None:
         max_iter=20,
         on_iteration=None,
     )
-    solution = _solve(_Fit(part, settings, fit.rng), None)
-    fit.data.passes += solution.n_passes / share
-    if solution.ending in (Ending.SEPARABLE, Ending.UNBOUNDED) or not np.isfinite(solution.W).all():
-        return None
-    return solution.W
+    inner = _Fit(part, settings, fit.rng)
+    found = _descend(inner, None)
+    fit.data.passes += inner.data.passes / share
+    return None if found.ending is Ending.SEPARABLE else found.W
 
 
 def part_of(problem: Problem, share: int, rng: np.random.Generator) -> Problem | None:

@@ -21,12 +21,12 @@ from sklearn_gradhess._online import (
 from sklearn_gradhess._penalty import Penalty, Spread
 from sklearn_gradhess._preconditioner import factorize
 from sklearn_gradhess._rows import Problem
-from sklearn_gradhess._validation import blas_threads
+from sklearn_gradhess._validation import blas_threads, refuse_cast
 
 __all__ = ["FitSaw", "StreamMixin", "fit_saw", "stream_classes"]
 
 Array = npt.NDArray[np.float64]
-_LARGEST = 1e150  # whose square is a float, and the sum of many
+_LARGEST = 1e152  # whose square is a float, and the sum of many
 # What `fit` tells of itself, and a stream has not
 _REPORTS = (
     "history_",
@@ -104,7 +104,11 @@ class StreamMixin:
         model: OnlineModel = self._online
         with blas_threads(self.n_features_in_):  # type: ignore[attr-defined]
             W = _finite(model)
-        return self._attributes(W, self._stream_dtype)  # type: ignore[attr-defined]
+        return self._attributes_of(W, self._stream_dtype)
+
+    def _attributes_of(self, W: Array, dtype: Any) -> dict[str, Any]:
+        refuse_cast(W[int(self.fit_intercept) :], dtype)
+        return self._attributes(W, dtype)  # type: ignore[attr-defined]
 
     def _learn(self, X: Any, Y: Array, loss: Any, sample_weight: Array | None) -> None:
         """Go on with another chunk of validated rows."""
@@ -138,7 +142,7 @@ class StreamMixin:
         """Attributes to store: none where the solution is still to be found."""
         if not model.settled:
             return {}
-        return self._attributes(_finite(model), dtype)  # type: ignore[attr-defined]
+        return self._attributes_of(_finite(model), dtype)
 
     def _stream(self, d: int, t: int, loss: Any, weight: Array) -> OnlineModel:
         """Return the model so far: the stream's, or that of the fit before it, or none yet."""

@@ -48,6 +48,7 @@ __all__ = [
     "check_weights",
     "effective_n_threads",
     "largest_entry",
+    "refuse_cast",
     "refuse_foreign",
     "refuse_overflow",
     "unchanged_on_error",
@@ -93,6 +94,23 @@ def largest_entry(values: Any) -> float:
     step = max(1, 2**17 // max(values.shape[1], 1))
     pieces = (values[start : start + step] for start in range(0, len(values), step))
     return max((float(max(piece.max(), -piece.min())) for piece in pieces), default=0.0)
+
+
+def refuse_cast(coef: npt.NDArray[np.float64], dtype: Any) -> None:
+    """Raise ValueError where coefficients are beyond the range of the precision of X."""
+    limits = np.finfo(dtype)
+    largest = np.max(np.abs(coef), axis=0, initial=0.0)
+    if not np.all(largest <= limits.max):  # NaN included
+        raise ValueError(
+            f"The coefficients overflow {limits.dtype}: the largest is {largest.max():.3g}, for "
+            f"{limits.max:.3g} at most. Pass X as float64, or rescale X or y."
+        )
+    if np.any((largest > 0) & (largest < limits.tiny)):
+        worst = largest[largest > 0].min()
+        raise ValueError(
+            f"The coefficients vanish in {limits.dtype}: the largest is {worst:.3g}, for "
+            f"{limits.tiny:.3g} at least. Pass X as float64, or rescale X or y."
+        )
 
 
 def check_features(estimator: Any, X: Any, *, reset: bool, **kwargs: Any) -> Any:

@@ -147,7 +147,7 @@ def test_rows_without_a_single_count_end_at_a_finite_place():
     o = objective("poisson")
     found = minimise(replace(o, rows=replace(o.rows, Y=np.zeros_like(o.rows.Y))))
     assert found.converged
-    assert np.abs(found.W).max() < 100
+    assert np.abs(found.W).max() < 1000
 
 
 def test_sparse_rows_are_the_dense_ones():

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,8 @@ FLOORS = {
     "_weights": 1,
     "datasets": 1,
     "plotting._style": 1,
+    "torch._loss_hessian": 1,
+    "torch._spectrum": 1,
     "_block_newton": 2,
     "_gradient_risk": 2,
     "_inference": 2,
@@ -45,10 +48,13 @@ FLOORS = {
     "_nuisance": 2,
     "_sketch": 2,
     "_table": 2,
+    "torch._kfac": 2,
+    "torch._noise": 2,
     "_categories": 3,
     "_online": 3,
     "_schemes": 3,
     "_steps": 3,
+    "torch": 3,
     "_attack": 4,
     "_fitted": 4,
     "_probe": 4,
@@ -80,6 +86,7 @@ FLOORS = {
     "plotting._adversarial_risk": 12,
     "plotting": 13,
 }
+OPTIONAL = {"plotting": "matplotlib", "torch": "torch", "_containers": "narwhals"}  # besides
 MAX_FILE_LINES = 710  # docstrings included
 MAX_BODY_LINES = 60
 FILES = {  # a subpackage goes by its own name, the package itself by that of its file
@@ -88,7 +95,9 @@ FILES = {  # a subpackage goes by its own name, the package itself by that of it
     for path in sorted(root.rglob("*.py"))
 }
 TREES = {module: ast.parse(path.read_text("utf-8")) for module, path in FILES.items()}
-PUBLIC = sorted(m for m in FLOORS if not any(part.startswith("_") for part in m.split(".")))
+TORCH = {module for module in FLOORS if module.partition(".")[0] == "torch"}
+IMPORTABLE = FLOORS.keys() - (TORCH if importlib.util.find_spec("torch") is None else set())
+PUBLIC = sorted(m for m in IMPORTABLE if not any(part.startswith("_") for part in m.split(".")))
 PLOTTING = sorted(module for module in FLOORS if module.partition(".")[0] == "plotting")
 each_module = pytest.mark.parametrize("module", sorted(FILES))
 each_floor = pytest.mark.parametrize("module", sorted(FLOORS))
@@ -148,8 +157,8 @@ def test_imports_within_the_package_go_strictly_downwards(module):
 @each_floor
 def test_the_ground_floor_needs_numpy_and_scipy_and_the_rest_scikit_learn_only(module):
     allowed = {"numpy", "scipy"} if FLOORS[module] == 0 else {"numpy", "scipy", "sklearn", PACKAGE}
-    optional = {"_containers": {"narwhals"}} | {name: {"matplotlib"} for name in PLOTTING}
-    assert third_party(module) <= allowed | optional.get(module, set())
+    optional = OPTIONAL.get(module, OPTIONAL.get(module.partition(".")[0]))
+    assert third_party(module) <= allowed | {optional}
 
 
 @pytest.mark.parametrize("module", PLOTTING)
@@ -175,8 +184,15 @@ def test_narwhals_is_imported_in_functions_only():
     assert "narwhals" not in {alias.name for node in top for alias in node.names}
 
 
-def test_plotting_does_import_matplotlib():
-    assert "matplotlib" in {name for module in PLOTTING for name in third_party(module)}
+@pytest.mark.parametrize("subpackage", OPTIONAL)
+def test_a_subpackage_does_import_its_optional_library(subpackage):
+    modules = [module for module in FLOORS if module.startswith(subpackage)]
+    assert OPTIONAL[subpackage] in {name for module in modules for name in third_party(module)}
+
+
+@pytest.mark.parametrize("module", sorted(FLOORS.keys() - TORCH))
+def test_nothing_imports_the_torch_subpackage(module):
+    assert TORCH.isdisjoint(siblings(module))
 
 
 @pytest.mark.parametrize("module", sorted(set(FILES) - {"_validation"}))
@@ -205,16 +221,17 @@ def test_importing_the_package_loads_no_optional_library():
 
 
 def test_every_module_can_be_imported_first():
+    names = [qualified(module) for module in sorted(IMPORTABLE)]
     # One interpreter for all, which forgets the package in between: as good as fresh, and faster
     code = (
         "import importlib, sys\n"
-        f"for name in {[qualified(module) for module in FLOORS]!r}:\n"
+        f"for name in {names!r}:\n"
         f"    for loaded in [m for m in sys.modules if m.partition('.')[0] == {PACKAGE!r}]:\n"
         "        del sys.modules[loaded]\n"
         "    importlib.import_module(name)\n"
         "    print(name)"
     )
-    assert run(code) == [qualified(module) for module in FLOORS]
+    assert run(code) == names
 
 
 @each_module

@@ -32,7 +32,7 @@ WRONG = [
     *((NoiseCalibrationDisplay, "low", v) for v in ([1.0], RAGGED, CUBE)),
     *((AdversarialRiskDisplay, "value", v) for v in ([1.0], RAGGED, CUBE, 2.0, ["a"])),
     *((AdversarialRiskDisplay, "radii", v) for v in ([[0, 1]], 0.0, [0, 1, 2], ["a", "b"])),
-    *((AdversarialRiskDisplay, "metric", v) for v in ("rmse", None)),
+    *((AdversarialRiskDisplay, "metric", v) for v in ("rmsle", None)),
     *((AdversarialRiskDisplay, "norm", v) for v in (None, "two", 0.5)),
     (AdversarialRiskDisplay, "confidence_level", "high"),
     *((ConvergenceDisplay, "x", v) for v in (1, [1.0, 2.0], [["a", "b"]], [[1.0]], [])),

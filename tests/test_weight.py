@@ -80,8 +80,9 @@ def matrices_pickled(value):
 )
 def test_a_regressor_keeps_one_factor(name, n):
     model = PreconditionedSGDRegressor(random_state=0, **REGRESSORS[name]).fit(*rows(n))
-    assert matrices_pickled(model) < MOST
-    assert matrices_in_memory(model) < MOST
+    most = MOST + ("preconditioner" in REGRESSORS[name] and name == "given")  # and what was given
+    assert matrices_pickled(model) < most
+    assert matrices_in_memory(model) < most
 
 
 def test_two_classes_are_no_heavier():

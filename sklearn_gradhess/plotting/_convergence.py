@@ -76,8 +76,8 @@ class ConvergenceDisplay(CurveDisplay):
 
     Notes
     -----
-    The history has one point a round. Small data are solved at once, by a single Newton step on all
-    rows: their curve is one point.
+    The history has one point a round. Least squares are solved at once, with the Hessian of all
+    rows or a sketch of it: their curve is one point, unless mini-batch steps are asked for.
 
     References
     ----------
@@ -88,8 +88,8 @@ class ConvergenceDisplay(CurveDisplay):
     >>> from sklearn_gradhess import PreconditionedSGDRegressor
     >>> from sklearn_gradhess.datasets import make_hessian_regression
     >>> from sklearn_gradhess.plotting import ConvergenceDisplay
-    >>> data = make_hessian_regression(60_000, 50, condition_number=1e4, random_state=0)
-    >>> model = PreconditionedSGDRegressor(random_state=0).fit(data.data, data.target)
+    >>> data = make_hessian_regression(6_000, 5, condition_number=1e4, random_state=0)
+    >>> model = PreconditionedSGDRegressor("huber", random_state=0).fit(data.data, data.target)
     >>> len(model.history_) > 1
     True
     >>> display = ConvergenceDisplay.from_estimator(model)  # doctest: +SKIP
