@@ -87,6 +87,10 @@ class Loss(ABC):
         """Row Hessian times a direction in the raw prediction."""
         return self.curvature(y, raw_prediction) * direction
 
+    def target_noise(self, y: Array, raw_prediction: Array, signs: Array) -> Array:
+        """Root of each row's Hessian times signs: noise whose covariance is the Hessian."""
+        return np.sqrt(self.curvature(y, raw_prediction)) * signs
+
     def per(self, unit: float) -> "Loss":
         """Return the loss for targets that were divided by a unit."""
         return self
@@ -370,6 +374,12 @@ class MultinomialLoss(Loss):
         """Row Hessian times a direction in the raw prediction."""
         p = softmax(raw_prediction, axis=1)
         return p * (direction - np.sum(p * direction, axis=1, keepdims=True))
+
+    def target_noise(self, y: Array, raw_prediction: Array, signs: Array) -> Array:
+        """Root ``diag(sqrt p) - p sqrt(p)'`` of each row's Hessian, times signs."""
+        p = softmax(raw_prediction, axis=1)
+        scaled = np.sqrt(p) * signs
+        return scaled - p * scaled.sum(axis=1, keepdims=True)
 
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
         """Value, gradient and curvature, from one exponential."""

@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
-from sklearn_gradhess._memory import refuse_wide
+from sklearn_gradhess._memory import allowed, refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._online import OnlineModel
@@ -50,6 +50,7 @@ _REPORTS = (
     "converged_",
     "preconditioner_",
     "_estimator",
+    "_degrees",
 )
 
 
@@ -68,7 +69,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         "noise": [StrOptions({"antithetic", "single"})],
         "noise_scale": [Interval(Real, 0, None, closed="neither")],
         "preconditioner": [
-            StrOptions({"auto", "exact", "sketch", "identity"}),
+            StrOptions({"auto", "exact", "sketch", "diagonal", "sample_space", "identity"}),
             GradientCovarianceEstimator,
         ],
         "oversampling": [Interval(Real, 1, None, closed="neither"), StrOptions({"auto"})],
@@ -82,16 +83,16 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
     }
 
     def _refuse_unfit(self, X: Any, Y: Array) -> None:
-        """Raise ValueError where features are too many to be fitted."""
+        """Raise ValueError where features are too many for matrices of the Hessian's size."""
         classifier = isinstance(self, ClassifierMixin)
         refuse_wide(
             X.shape[1],
             n_outputs=Y.shape[1] if classifier else 1,  # targets share their curvature
             instead=(
-                f"Use sklearn.linear_model.{'LogisticRegression' if classifier else 'Ridge'} or "
-                f"{'SGDClassifier' if classifier else 'SGDRegressor'}, which need no such matrix; "
-                "or take fewer features, by sklearn.decomposition.TruncatedSVD or "
-                "sklearn.feature_selection."
+                "Use fit with preconditioner='diagonal' and no setting of mini-batch steps, which "
+                "needs no such matrix; for a stream sklearn.linear_model."
+                f"{'SGDClassifier' if classifier else 'SGDRegressor'}; or take fewer features, by "
+                "sklearn.decomposition.TruncatedSVD or sklearn.feature_selection."
             ),
         )
 
@@ -147,7 +148,16 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             self.variance_reduction,
         )
         plain = isinstance(self.preconditioner, str) and self.preconditioner == "identity"
-        wanted = self.preconditioner if self.preconditioner in ("exact", "sketch") else "auto"
+        wanted = "auto"
+        if isinstance(self.preconditioner, str) and not plain:
+            wanted = self.preconditioner
+        stepwise = plain or steps != StepSettings()
+        if stepwise and wanted in ("diagonal", "sample_space"):
+            raise ValueError(
+                f"preconditioner={wanted!r} goes by Newton steps on all rows, but batch_size, "
+                "learning_rate, average or variance_reduction ask for mini-batch steps. Leave them "
+                "at their defaults, or use preconditioner='sketch'."
+            )
         chosen = plan(
             problem.n,
             problem.p,
@@ -158,8 +168,12 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             quadratic=problem.loss.quadratic,
             preconditioner=wanted,
             oversampling=None if isinstance(self.oversampling, str) else self.oversampling,
-            steps=plain or steps != StepSettings(),
+            steps=stepwise,
+            square=not isinstance(self.preconditioner, str),
+            memory=allowed(),
         )
+        if chosen.preconditioner in ("exact", "sketch"):
+            self._refuse_unfit(problem.X, problem.Y)
         if self.verbose:
             print(f"plan: {chosen}")
         self.preconditioner_ = chosen.preconditioner
@@ -243,6 +257,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         monitor: Monitor,
     ) -> Solution:
         """Minimise by what one noisy gradient a batch tells."""
+        self._refuse_unfit(problem.X, problem.Y)
         if problem.Y.shape[1] != 1:
             raise ValueError(
                 f"noise='single' sees one gradient a batch, but there are {problem.Y.shape[1]} "
@@ -292,6 +307,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         self._factors = list(factor.factors)
         self._sketched = (factor.n_batches, factor.batch_size, problem.n)
         self._n_seen = float(problem.observations)
+        self._degrees = solution.degrees
         self.__dict__.pop("_online", None)
 
     @property
@@ -301,6 +317,13 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             return self._estimator
         if not hasattr(self, "history_"):
             raise AttributeError("covariance_estimator_ is there after fit alone.")
+        if not self._factors:
+            d = self.n_features_in_
+            raise AttributeError(
+                f"covariance_estimator_ is a matrix of {d} x {d}, {8 * d**2 / 2**30:.3g} GiB, and "
+                f"a fit with preconditioner_={self.preconditioner_!r} makes none. Fit with "
+                "preconditioner='exact' or 'sketch', or take fewer features."
+            )
         n_batches, batch_size, n_samples = self._sketched
         root = self._factors[0]
         if len(self._factors) > 1:  # one a class: the mean of their Hessians
@@ -351,6 +374,13 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             + (", or use preconditioner='auto'." if plain else ".")
         )
 
+    @property
+    def df_(self) -> float:
+        """Effective number of coefficients, ``tr H (H + alpha)^-1``."""
+        if "_degrees" not in vars(self):
+            raise AttributeError("df_ is there after fit alone.")
+        return self._degrees
+
     def _stream(self, X: Any, Y: Array, loss: Any, sample_weight: Array | None) -> OnlineModel:
         if self.early_stopping or self.noise == "single":
             which = "early_stopping=True" if self.early_stopping else "noise='single'"
@@ -368,6 +398,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         if model is None:
             W = np.zeros((problem.p, Y.shape[1]))
             if hasattr(self, "_factors"):
+                self._refuse_to_go_on()
                 W = self._coefficients()
             model = OnlineModel(W)
             if hasattr(self, "_factors"):
@@ -381,6 +412,16 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         for name in _REPORTS:
             self.__dict__.pop(name, None)
         return model
+
+    def _refuse_to_go_on(self) -> None:
+        """Raise ValueError where `fit` kept no Hessian that a stream could start from."""
+        if not self._factors:
+            raise ValueError(
+                "partial_fit goes on from the Hessian that fit made, but of "
+                f"{self.n_features_in_} features, with preconditioner_={self.preconditioner_!r}, "
+                "it made none. Fit with preconditioner='exact', or begin a new estimator with "
+                "partial_fit."
+            )
 
     def _coefficients(self) -> Array:
         """Return the coefficients as the solver has them: intercept first, a column an output."""

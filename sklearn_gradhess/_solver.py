@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_gradhess._descent import Ending, Goal, Look, Method, Model, Point, descend
+from sklearn_gradhess._conjugate_gradients import ByGains, InverseHessian, Need, conjugate_gradients
+from sklearn_gradhess._descent import Descent, Ending, Goal, Look, Method, Model, Point, descend
+from sklearn_gradhess._diagonal import Diagonal, diagonal_hessian
 from sklearn_gradhess._newton import Newton, drifts
 from sklearn_gradhess._plan import Plan
 from sklearn_gradhess._plan import plan as choose
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem, Rows
+from sklearn_gradhess._sample_space import in_sample_space
 from sklearn_gradhess._sketch import PROBES, Sketched, hessian_factor, sketch_factor
 from sklearn_gradhess._steps import Made, Steps, StepSettings
 from sklearn_gradhess._validation import largest_entry
@@ -27,6 +30,10 @@ _DEEP = 1e-6
 _EXTREME = 400
 # Statistical errors that are left of the start, which serves a part of the rows
 _COARSE = 0.3
+# Share of an effective number of coefficients to which it is found
+_COUNTED = 0.1
+# Passes for the variances of the features, the Gram matrix of the rows, and the coefficients
+_TO_SAMPLES = 3.5
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,13 @@ class Solution(NamedTuple):
     """Where `solve` ended."""
 
     W: Array
-    factor: Factor
+    factor: InverseHessian
     ending: Ending
     target: float  # decrement that was asked for
     learning_rate: float
     n_passes: float
     history: list[dict[str, Any]]
+    degrees: float = np.nan  # effective number of coefficients
 
     @property
     def converged(self) -> bool:
@@ -69,7 +77,8 @@ class _Fit:
     settings: Settings
     rng: np.random.Generator
     data: Rows = field(init=False)
-    factor: Factor | None = None  # the last that was made
+    factor: InverseHessian | None = None  # the last that was made
+    counted: float = np.nan  # effective number of coefficients, once it is known
 
     def __post_init__(self) -> None:
         self.data = Rows(self.problem)
@@ -93,9 +102,48 @@ class _Fit:
         self.factor = made.factor
         return made
 
-    def make(self, weights: Array | None) -> Factor:
+    def make(self, weights: Array | None) -> InverseHessian:
         """Return the preconditioner alone."""
+        if self.settings.plan.preconditioner == "diagonal":
+            return self.diagonal(weights)
         return self.sketched(weights).factor
+
+    def diagonal(self, weights: Array | None) -> Diagonal:
+        """Diagonal of the Hessian; it bounds the effective number of coefficients, too."""
+        problem, data = self.problem, self.data
+        found = diagonal_hessian(problem, weights)
+        data.passes += 1
+        most = min(problem.n, problem.p) * problem.n_columns
+        if np.isnan(self.counted):
+            data.degrees = min(found.degrees_of_freedom(problem.n_columns), most)
+        self.factor = found
+        return found
+
+    def count(self, point: Point) -> float:
+        """Estimate the effective number of coefficients at a point, and judge by it from here on.
+
+        A noisy gradient h has the Hessian for its covariance, so that its decrement
+        ``h' (H + alpha)^-1 h`` is the trace of ``H (H + alpha)^-1`` on the mean (MATH 7.2).
+        """
+        problem, data, factor = self.problem, self.data, self.factor
+        assert factor is not None
+        signs = self.rng.choice([-1.0, 1.0], problem.Y.shape)
+        noise = problem.loss.target_noise(problem.Y, point.rows.raw, signs)
+        if problem.weight is not None:
+            noise *= np.sqrt(problem.weight)[:, None]
+        gradient = data.sum_of_rows(noise) / np.sqrt(problem.n)
+        inner, need = ByGains(_COUNTED), Need(0.0)
+        found = conjugate_gradients(
+            lambda U: data.product(point, U, Model.CURVATURE),
+            factor.solve,
+            None,
+            gradient,
+            noise,
+            lambda found: inner.enough(found, need),
+            inner.most,
+        )
+        self.counted = data.degrees = inner.told(found).decrement
+        return self.counted
 
     def made(self, stiffness: Array, sketched: Sketched | None = None) -> Made:
         """Preconditioner with probes of leverages, for steps on mini-batches."""
@@ -132,6 +180,8 @@ def solve(
     start : ndarray of shape (p, t), default=None
         Where to start; None finds a start of its own.
     """
+    if settings.plan.preconditioner == "sample_space":
+        return _solve_in_sample_space(problem, settings, rng, start)
     # Steps that diverge are caught and undone
     with np.errstate(over="ignore", invalid="ignore"):
         unit = _unit(problem)
@@ -147,6 +197,31 @@ def solve(
         start = None if start is None else start / unit
         found = _solve(_Fit(scaled, replace(settings, on_iteration=tell), rng), start)
         return found._replace(W=unit * found.W, target=found.target * unit**2)
+
+
+def _solve_in_sample_space(
+    problem: Problem, settings: Settings, rng: np.random.Generator, start: Array | None
+) -> Solution:
+    """Solve the problem with as many features as rows, by its Hessian."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        space = in_sample_space(problem)
+    small, told = space.problem, settings.on_iteration
+
+    def tell(V: Array, record: dict[str, Any]) -> bool:
+        return bool(told and told(space.lift(V), record))
+
+    settings = replace(settings, plan=Plan("exact", "newton", small.n, 1), on_iteration=tell)
+    found = solve(small, settings, rng, None if start is None else space.lower(start))
+    factor = found.factor
+    assert isinstance(factor, Factor)
+    clipped = factor.n_clipped + (0 if np.any(problem.alpha) else problem.p - small.p)
+    degrees = factor.degrees_of_freedom(small.n_columns)
+    return found._replace(
+        W=space.refined(found.W),
+        factor=replace(factor, roots=(), factors=(), n_clipped=clipped),
+        n_passes=found.n_passes + _TO_SAMPLES,
+        degrees=degrees,
+    )
 
 
 def _unit(problem: Problem) -> np.float64:
@@ -169,9 +244,18 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
         told = settings.on_iteration
         return bool(told and told(look.point.W, history[-1]))
 
-    W, method, look, ending = descend(
-        method, point, goal, settings.max_iter, watch, lambda at: separated(problem, at)
-    )
+    def go(method: Method, point: Point, most: int) -> Descent:
+        return descend(method, point, goal, most, watch, lambda at: separated(problem, at))
+
+    found = go(method, point, settings.max_iter)
+    if settings.plan.preconditioner == "diagonal" and found.ending is Ending.CONVERGED:
+        bound, last = data.degrees, found.look.point
+        floor = last.floor * fit.count(last) / bound
+        reached = min(found.look.decrement, found.look.foreseen)
+        left = settings.max_iter + 1 - len(history)
+        if reached > goal.enough(last._replace(floor=floor)) and left > 0:
+            found = go(found.method, data.at(found.W), left)
+    W, _, look, ending = found
     _refuse_overflow(problem, W)
     suspicious = ending is Ending.CONVERGED and _may_drift(problem, look)
     if suspicious and drifts(Newton(data, goal, fit.make), look.point):
@@ -180,7 +264,7 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
         fit.make(None if problem.loss.quadratic else data.weights(look.point, Model.CURVATURE))
     assert fit.factor is not None
     target = goal.enough(look.point)
-    return Solution(W, fit.factor, ending, target, data.rate, data.passes, history)
+    return Solution(W, fit.factor, ending, target, data.rate, data.passes, history, fit.counted)
 
 
 def _begin(fit: _Fit, goal: Goal, start: Array | None) -> tuple[Point, Method]:
@@ -189,6 +273,8 @@ def _begin(fit: _Fit, goal: Goal, start: Array | None) -> tuple[Point, Method]:
     newton = Newton(data, goal, fit.make)
     if settings.given is not None:
         return _begin_given(fit, newton, start)
+    if settings.plan.preconditioner == "diagonal":
+        return _begin_wide(fit, newton, start)
     if settings.plan.method == "steps":
         return _begin_steps(fit, newton, start)
     if problem.loss.quadratic:
@@ -207,7 +293,7 @@ def _begin_given(fit: _Fit, newton: Newton, start: Array | None) -> tuple[Point,
     assert settings.given is not None
     point = _no_worse_than_null(data, start)
     quadratic = problem.loss.quadratic
-    judge = fit.make(None if quadratic else data.weights(point, Model.STIFFNESS))
+    judge = fit.sketched(None if quadratic else data.weights(point, Model.STIFFNESS)).factor
     given = settings.given
     if settings.safeguard:
         given = given.scaled_to(judge, problem.ridge)
@@ -218,6 +304,19 @@ def _begin_given(fit: _Fit, newton: Newton, start: Array | None) -> tuple[Point,
     made = Made(given, stiffness, fit.probes_of(given))
     otherwise = method if settings.safeguard else None
     return point, Steps(data, newton.goal, None, made, settings.steps, fit.rng, judge, otherwise)
+
+
+def _begin_wide(fit: _Fit, newton: Newton, start: Array | None) -> tuple[Point, Method]:
+    """At the null model, with the diagonal there."""
+    problem = fit.problem
+    weights = None
+    if not problem.loss.quadratic:
+        null = np.broadcast_to(problem.null_model()[0] * problem.has_intercept, problem.Y.shape)
+        weights = problem.loss.stiffness(problem.Y, np.array(null))
+    factor = fit.diagonal(weights)
+    inner = ByGains(0.0 if problem.loss.quadratic else ByGains.share)
+    point = _no_worse_than_null(fit.data, start)
+    return point, replace(newton, factor=factor, made_of=weights, inner=inner)
 
 
 def _begin_steps(fit: _Fit, newton: Newton, start: Array | None) -> tuple[Point, Method]:

@@ -239,7 +239,6 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         """
         with unchanged_on_error(self):
             X, Y, sample_weight, self._vector = self._validate(X, y, sample_weight, reset=True)
-            self._refuse_unfit(X, Y)
             start = self._start_from(coef_init, intercept_init, X.shape[1], Y.shape[1])
             return self._minimise(
                 X, Y, self._make_loss(), sample_weight, start, Y[:, 0] if self._vector else Y
@@ -540,7 +539,6 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
             weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
             refuse_one_class(y, weights)
             Y, loss = self._encode(y)
-            self._refuse_unfit(X, Y)
             start = self._start_from(coef_init, intercept_init, X.shape[1], Y.shape[1])
             return self._minimise(X, Y, loss, weights, start, y)
 
