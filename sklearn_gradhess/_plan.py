@@ -26,8 +26,10 @@ _LARGE = 20_000  # rows below which a start of its own is not worth its calls
 _COLUMN = 1e-7  # a coefficient, in a pass over sparse rows
 _PASSES = 80  # that conjugate gradients need with the diagonal
 _PASSES_DENSE = 400  # where columns are combinations of each other, as pixels are
+_PASSES_POOLED = 40  # and with one Hessian for all classes
 _HESSIANS = 6  # that Newton steps need for losses other than the squared one
 _CUBES = 3  # cubes of p that a root of a Hessian and its inverse take
+_POOLED = 100  # coefficients up to which every class has a Hessian
 _NARROW = 1_000  # coefficients up to which a matrix of their square is no matter
 _WIDEST = 5_000  # and from which on none is made unasked
 _SPARSE_BELOW = 0.1  # density up to which columns are hardly combinations of each other
@@ -38,9 +40,9 @@ class Plan(NamedTuple):
 
     Attributes
     ----------
-    preconditioner : {"exact", "sketch", "diagonal", "sample_space"}
-        Gram matrix of all rows, or of their sums over batches; its diagonal; or the Gram matrix of
-        a problem with as many features as rows.
+    preconditioner : {"exact", "sketch", "pooled", "diagonal", "sample_space"}
+        Gram matrix of all rows, or of their sums over batches; one for all classes; its diagonal;
+        or the Gram matrix of a problem with as many features as rows.
     method : {"newton", "steps"}
         Newton steps by conjugate gradients, or variance-reduced steps on mini-batches.
     n_batches : int
@@ -65,6 +67,7 @@ def plan(
     preconditioner: str = "auto",
     oversampling: float | None = None,
     steps: bool = False,
+    coupled: bool = False,
     square: bool = False,
     memory: float = np.inf,
 ) -> Plan:
@@ -86,6 +89,8 @@ def plan(
         Batches a coefficient, if the user says.
     steps : bool, default=False
         Whether the user asks for mini-batch steps, which need such a matrix.
+    coupled : bool, default=False
+        Whether columns are classes, whose Hessians are alike.
     square : bool, default=False
         Whether a matrix of the Hessian's size is at hand in any case.
     memory : float, default=inf
@@ -100,8 +105,8 @@ def plan(
     ('sample_space', 'diagonal')
     """
     if preconditioner == "auto" and not (steps or square):
-        preconditioner = _without_hessian(n, p, density, n_columns, quadratic, memory)
-    if preconditioner in ("diagonal", "sample_space"):
+        preconditioner = _cheaper(n, p, density, n_columns, quadratic, coupled, memory)
+    if preconditioner in ("diagonal", "sample_space", "pooled"):
         return Plan(preconditioner, "newton", n, 1)
     batches = oversampling or (4 if steps else _SKETCHED)
     wanted = int(max(batches * p, p + _SPARE))
@@ -116,31 +121,40 @@ def plan(
     return Plan("sketch", "steps" if steps else "newton", min(wanted, n), share)
 
 
-def _without_hessian(
-    n: int, p: int, density: float, n_columns: int, quadratic: bool, memory: float
+def _cheaper(
+    n: int, p: int, density: float, n_columns: int, quadratic: bool, coupled: bool, memory: float
 ) -> str:
-    """Whether the diagonal or the space of the samples serves better than matrices of p x p."""
-    if p <= _NARROW:
-        return "auto"
-    passes = _PASSES if density < _SPARSE_BELOW else _PASSES_DENSE
+    """Say what serves better than a Hessian or its sketch for each column; "auto" if nothing does.
+
+    Newton steps take several Hessians each; conjugate gradients so many passes in all.
+    """
     hessians = 1 if quadratic else _HESSIANS
-    costs = {"diagonal": passes * n_columns * _pass(n, p, density)}
+    costs, one_pass = {}, _pass(n, p, density, n_columns)
 
-    def newton(size: int) -> float:
-        roots = _CUBES * n_columns * size**3 * _FLOP
-        return hessians * (_cost_of_hessian(n, size, n_columns) + roots)
+    def newton(size: int, columns: int) -> float:
+        wanted = _SKETCHED * size
+        made = _cost_of_hessian(n, size, columns)
+        if n >= 2 * wanted:
+            made = min(made, _cost_of_sketch(n, size, wanted, density, columns))
+        return hessians * (made + _CUBES * columns * size**3 * _FLOP)
 
-    if p <= _WIDEST and matrices(p, n_columns) <= memory:
-        costs["auto"] = newton(p)
-    if n < p and density == 1.0 and matrices(n, n_columns) <= memory:
-        costs["sample_space"] = n * p * (_ENTRY + n * _FLOP) + 10 * n**3 * _FLOP + newton(n)
+    if p <= _WIDEST and (p <= _NARROW or matrices(p, n_columns) <= memory):
+        costs["auto"] = newton(p, n_columns)
+    if coupled and _POOLED < p <= _WIDEST and matrices(p, 1) <= memory:
+        costs["pooled"] = newton(p, 1) + _PASSES_POOLED * one_pass
+    if p > _NARROW:
+        passes = _PASSES if density < _SPARSE_BELOW else _PASSES_DENSE
+        costs["diagonal"] = passes * one_pass
+        if n < p and density == 1.0 and matrices(n, n_columns) <= memory:
+            gram = n * p * (_ENTRY + n * _FLOP) + 10 * n**3 * _FLOP
+            costs["sample_space"] = gram + newton(n, n_columns)
     return min(costs, key=lambda name: costs[name])
 
 
-def _pass(n: int, p: int, density: float) -> float:
-    if density == 1.0:
-        return n * p * _READ
-    return n * p * _SPARSE * density + p * _COLUMN
+def _pass(n: int, p: int, density: float, n_columns: int = 1) -> float:
+    if density == 1.0:  # the entry is read once, and serves all columns
+        return n * p * (_READ + 4 * (n_columns - 1) * _FLOP)
+    return n_columns * (n * p * _SPARSE * density + p * _COLUMN)
 
 
 def _cost_of_hessian(n: int, p: int, n_columns: int) -> float:

@@ -169,10 +169,11 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             preconditioner=wanted,
             oversampling=None if isinstance(self.oversampling, str) else self.oversampling,
             steps=stepwise,
+            coupled=problem.loss.coupling > 1,
             square=not isinstance(self.preconditioner, str),
             memory=allowed(),
         )
-        if chosen.preconditioner in ("exact", "sketch"):
+        if chosen.preconditioner in ("exact", "sketch", "pooled"):
             self._refuse_unfit(problem.X, problem.Y)
         if self.verbose:
             print(f"plan: {chosen}")

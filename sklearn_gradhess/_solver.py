@@ -8,12 +8,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_gradhess._conjugate_gradients import ByGains, InverseHessian, Need, conjugate_gradients
+from sklearn_gradhess._conjugate_gradients import (
+    ByGains,
+    ByLaw,
+    Inner,
+    InverseHessian,
+    Need,
+    conjugate_gradients,
+)
 from sklearn_gradhess._descent import Descent, Ending, Goal, Look, Method, Model, Point, descend
 from sklearn_gradhess._diagonal import Diagonal, diagonal_hessian
 from sklearn_gradhess._newton import Newton, drifts
 from sklearn_gradhess._plan import Plan
 from sklearn_gradhess._plan import plan as choose
+from sklearn_gradhess._pooled import pooled_hessian
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem, Rows
 from sklearn_gradhess._sample_space import in_sample_space
@@ -30,6 +38,8 @@ _DEEP = 1e-6
 _EXTREME = 400
 # Statistical errors that are left of the start, which serves a part of the rows
 _COARSE = 0.3
+# Preconditioners whose spectrum against the Hessian no law bounds
+_LAWLESS = ("diagonal", "pooled")
 # Share of an effective number of coefficients to which it is found
 _COUNTED = 0.1
 # Passes for the variances of the features, the Gram matrix of the rows, and the coefficients
@@ -106,6 +116,12 @@ class _Fit:
         """Return the preconditioner alone."""
         if self.settings.plan.preconditioner == "diagonal":
             return self.diagonal(weights)
+        if self.settings.plan.preconditioner == "pooled":
+            assert weights is not None
+            pooled = pooled_hessian(self.problem, weights)
+            self.data.passes += pooled.n_passes
+            self.factor = pooled
+            return pooled
         return self.sketched(weights).factor
 
     def diagonal(self, weights: Array | None) -> Diagonal:
@@ -142,7 +158,8 @@ class _Fit:
             lambda found: inner.enough(found, need),
             inner.most,
         )
-        self.counted = data.degrees = inner.told(found).decrement
+        # What is sure bounds what is estimated
+        self.counted = data.degrees = min(inner.told(found).decrement, data.degrees)
         return self.counted
 
     def made(self, stiffness: Array, sketched: Sketched | None = None) -> Made:
@@ -248,7 +265,8 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
         return descend(method, point, goal, most, watch, lambda at: separated(problem, at))
 
     found = go(method, point, settings.max_iter)
-    if settings.plan.preconditioner == "diagonal" and found.ending is Ending.CONVERGED:
+    lawless = settings.plan.preconditioner in _LAWLESS
+    if lawless and found.ending is Ending.CONVERGED:
         bound, last = data.degrees, found.look.point
         floor = last.floor * fit.count(last) / bound
         reached = min(found.look.decrement, found.look.foreseen)
@@ -257,8 +275,8 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
             found = go(found.method, data.at(found.W), left)
     W, _, look, ending = found
     _refuse_overflow(problem, W)
-    suspicious = ending is Ending.CONVERGED and _may_drift(problem, look)
-    if suspicious and drifts(Newton(data, goal, fit.make), look.point):
+    suspicious = ending is Ending.CONVERGED and _may_drift(problem, look, told=not lawless)
+    if suspicious and drifts(_newton(fit, replace(goal, tol=0.0)), look.point):
         ending = Ending.UNBOUNDED
     if fit.factor is None:
         fit.make(None if problem.loss.quadratic else data.weights(look.point, Model.CURVATURE))
@@ -267,10 +285,18 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
     return Solution(W, fit.factor, ending, target, data.rate, data.passes, history, fit.counted)
 
 
+def _newton(fit: _Fit, goal: Goal) -> Newton:
+    """Newton steps, judged as the preconditioner allows."""
+    inner: Inner = ByLaw()
+    if fit.settings.plan.preconditioner in _LAWLESS:
+        inner = ByGains(0.0 if fit.problem.loss.quadratic else ByGains.share)
+    return Newton(fit.data, goal, fit.make, inner=inner)
+
+
 def _begin(fit: _Fit, goal: Goal, start: Array | None) -> tuple[Point, Method]:
     """Where to start, and who does."""
     problem, settings, data = fit.problem, fit.settings, fit.data
-    newton = Newton(data, goal, fit.make)
+    newton = _newton(fit, goal)
     if settings.given is not None:
         return _begin_given(fit, newton, start)
     if settings.plan.preconditioner == "diagonal":
@@ -314,9 +340,8 @@ def _begin_wide(fit: _Fit, newton: Newton, start: Array | None) -> tuple[Point, 
         null = np.broadcast_to(problem.null_model()[0] * problem.has_intercept, problem.Y.shape)
         weights = problem.loss.stiffness(problem.Y, np.array(null))
     factor = fit.diagonal(weights)
-    inner = ByGains(0.0 if problem.loss.quadratic else ByGains.share)
     point = _no_worse_than_null(fit.data, start)
-    return point, replace(newton, factor=factor, made_of=weights, inner=inner)
+    return point, replace(newton, factor=factor, made_of=weights)
 
 
 def _begin_steps(fit: _Fit, newton: Newton, start: Array | None) -> tuple[Point, Method]:
@@ -420,9 +445,9 @@ def separated(problem: Problem, point: Point) -> bool:
     return bool(np.all(value[problem.weighted(np.ones(problem.n)) > 0] < np.log(2)))
 
 
-def _may_drift(problem: Problem, look: Look) -> bool:
-    """Whether a step that was small in what it gained moved some row far."""
+def _may_drift(problem: Problem, look: Look, *, told: bool) -> bool:
+    """Whether a step that was small in what it gained moved some row far, or has not told."""
     if not problem.loss.asymptotic or np.any(problem.alpha):
         return False
     # Steps on mini-batches know no raw predictions of theirs
-    return look.way is None or bool(np.abs(look.way.found.raw).max() > 0.1)
+    return not told or look.way is None or bool(np.abs(look.way.found.raw).max() > 0.1)

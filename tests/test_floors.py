@@ -21,6 +21,7 @@ FLOORS = {
     "_plan": 1,
     "_conjugate_gradients": 0,
     "_diagonal": 2,
+    "_pooled": 3,
     "_sample_space": 3,
     "_preconditioner": 1,
     "_risk": 0,
