@@ -8,10 +8,10 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from benchmarks import estimator, grid, memory, real_data, risk, scaling, solver
+from benchmarks import estimator, grid, memory, real_data, risk, scaling, solver, wide
 from benchmarks.report import Theme, environment, merge, read, render, select, write
 
-MODULES = (estimator, memory, solver, grid, scaling, real_data, risk)
+MODULES = (estimator, memory, solver, grid, scaling, real_data, risk, wide)
 THEMES = [value for module in MODULES for value in vars(module).values() if type(value) is Theme]
 DEFAULT_PATH = Path(__file__).with_name("results.json")
 

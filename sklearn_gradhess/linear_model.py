@@ -67,10 +67,12 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         the paper's server does, which wastes rows. One output, at most two classes.
     noise_scale : float, default=1.0
         Total noise over the batch size, for noise="single".
-    preconditioner : {"auto", "identity"} or GradientCovarianceEstimator, default="auto"
-        "auto": a sketch of the Hessian, made anew when the curvature has moved. "identity": plain
-        steps, for comparison. An estimator is cloned and fitted, or used as it is when it is
-        fitted already, from somebody else's gradients perhaps.
+    preconditioner : {"auto", "exact", "sketch", "diagonal", "sample_space", "identity"} or \
+GradientCovarianceEstimator, default="auto"
+        The Hessian; a sketch of it, for many rows; its diagonal, for many or sparse features; the
+        Gram matrix of the rows, for few rows of many features; "auto": what costs least in time and
+        memory. "identity": plain steps, for comparison. An estimator is cloned and fitted, or used
+        as it is when it is fitted already, from somebody else's gradients perhaps.
     oversampling : float or "auto", default="auto"
         Batches a coefficient in the sketch. More make a better preconditioner at more cost; "auto"
         is 40 for Newton steps and 4 for mini-batch steps.
@@ -110,10 +112,15 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
         last one, was foreseen to end below it, and was taken (`history_` then ends above);
         or nothing but rounding was left.
+    preconditioner_ : str
+        What was used, by these names.
+    df_ : float
+        Effective number of coefficients, which `tol` counts for wide data; NaN for others.
     covariance_estimator_ : GradientCovarianceEstimator
         The preconditioner, as an estimator of the Hessian where it was last made; for other losses
         than the squared one, with the curvature that it assumes, which is no less than the second
-        derivative. With "identity" a sketch made at the start.
+        derivative. With "identity" a sketch made at the start; none with "diagonal" and
+        "sample_space".
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -364,10 +371,9 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         the paper's server does, which wastes rows. One output, at most two classes.
     noise_scale : float, default=1.0
         Total noise over the batch size, for noise="single".
-    preconditioner : {"auto", "identity"} or GradientCovarianceEstimator, default="auto"
-        "auto": a sketch of the Hessian, made anew when the curvature has moved. "identity": plain
-        steps, for comparison. An estimator is cloned and fitted, or used as it is when it is
-        fitted already, from somebody else's gradients perhaps.
+    preconditioner : {"auto", "exact", "sketch", "diagonal", "sample_space", "identity"} or \
+GradientCovarianceEstimator, default="auto"
+        As of `PreconditionedSGDRegressor`.
     oversampling : float or "auto", default="auto"
         Batches a coefficient in the sketch. More make a better preconditioner at more cost; "auto"
         is 40 for Newton steps and 4 for mini-batch steps.
@@ -412,10 +418,14 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
         last one, was foreseen to end below it, and was taken (`history_` then ends above);
         or nothing but rounding was left.
+    preconditioner_ : str
+        What was used, by these names; "pooled": one Hessian, shared out to the classes.
+    df_ : float
+        Effective number of coefficients, which `tol` counts for wide data; NaN for others.
     covariance_estimator_ : GradientCovarianceEstimator
         The preconditioner, as an estimator of the Hessian where it was last made, with the bound
         (see References) for the curvature. With "identity" a sketch made at the start. Of three
-        classes or more, the mean over classes of the Hessian's diagonal blocks.
+        classes or more, the mean over classes of the Hessian's diagonal blocks. None for wide data.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
