@@ -72,16 +72,20 @@ def compare(X, X_test):
         seconds = time.perf_counter() - start
         probability = model.predict_proba(X_test)
         scores[name] = model.score(X_test, y_test), log_loss(y_test, probability)
-        print(f"{name:<28} accuracy {scores[name][0]:.3f}, log loss {scores[name][1]:.3f}, "
-              f"{seconds:.1f} s")
+        print(
+            f"{name:<28} accuracy {scores[name][0]:.3f}, log loss {scores[name][1]:.3f}, "
+            f"{seconds:.1f} s"
+        )
     return scores
 
 
 print(f"Words and pairs: {X.shape[1]:,} features, {X.nnz / X.shape[0]:.0f} of them a paragraph")
 words = compare(X, X_test)
 ours = models["PreconditionedSGDClassifier"]
-print(f"By the {ours.preconditioner_}: {ours.n_passes_:.0f} passes over X, "
-      f"{ours.df_:.0f} effective coefficients of {ours.coef_.size:,}")
+print(
+    f"By the {ours.preconditioner_}: {ours.n_passes_:.0f} passes over X, "
+    f"{ours.df_:.0f} effective coefficients of {ours.coef_.size:,}"
+)
 
 # %%
 # Which words speak for which package?

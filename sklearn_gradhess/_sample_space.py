@@ -120,6 +120,8 @@ def in_sample_space(problem: Problem) -> SampleSpace:
     values, vectors = np.linalg.eigh(_gram(problem.X, mean, inverse))
     kept = values > max(512, problem.n) * _EPS * values[-1]
     vectors, roots = vectors[:, kept], np.sqrt(values[kept])
+    if not len(roots):  # no feature varies: one that tells nothing
+        vectors, roots = np.zeros((problem.n, 1)), np.ones(1)
     small = replace(problem, X=vectors * roots, alpha=size)
     return SampleSpace(small, problem.X, mean, inverse, vectors, roots)
 

@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
-from sklearn_gradhess._memory import allowed, refuse_wide
+from sklearn_gradhess._memory import allowed, refuse_many_rows, refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._online import OnlineModel
@@ -158,13 +158,14 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                 "learning_rate, average or variance_reduction ask for mini-batch steps. Leave them "
                 "at their defaults, or use preconditioner='sketch'."
             )
+        columns = 1 if problem.loss.quadratic else problem.Y.shape[1]
         chosen = plan(
             problem.n,
             problem.p,
             density=problem.X.nnz / max(np.prod(problem.X.shape), 1)
             if sparse.issparse(problem.X)
             else 1.0,
-            n_columns=1 if problem.loss.quadratic else problem.Y.shape[1],
+            n_columns=columns,
             quadratic=problem.loss.quadratic,
             preconditioner=wanted,
             oversampling=None if isinstance(self.oversampling, str) else self.oversampling,
@@ -175,6 +176,8 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         )
         if chosen.preconditioner in ("exact", "sketch", "pooled"):
             self._refuse_unfit(problem.X, problem.Y)
+        if chosen.preconditioner == "sample_space":
+            refuse_many_rows(problem.n, n_outputs=columns)
         if self.verbose:
             print(f"plan: {chosen}")
         self.preconditioner_ = chosen.preconditioner
@@ -190,6 +193,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             given=self._given(problem, sample_weight),
             safeguard=not plain and self.variance_reduction,
             on_iteration=monitor,
+            shows_coef=monitor.sees_coef,
         )
 
     def _hold_out(

@@ -59,6 +59,7 @@ class Settings:
     given: Factor | None = None
     safeguard: bool = True
     on_iteration: Callable[[Array, dict[str, Any]], bool] | None = None
+    shows_coef: bool = True  # whether it looks at coefficients, which may be some work to make
 
 
 class Solution(NamedTuple):
@@ -225,10 +226,10 @@ def _solve_in_sample_space(
     small, told = space.problem, settings.on_iteration
 
     def tell(V: Array, record: dict[str, Any]) -> bool:
-        return bool(told and told(space.lift(V), record))
+        return bool(told and told(space.lift(V) if settings.shows_coef else V, record))
 
-    settings = replace(settings, plan=Plan("exact", "newton", small.n, 1), on_iteration=tell)
-    found = solve(small, settings, rng, None if start is None else space.lower(start))
+    inner = replace(settings, plan=Plan("exact", "newton", small.n, 1), on_iteration=tell)
+    found = solve(small, inner, rng, None if start is None else space.lower(start))
     factor = found.factor
     assert isinstance(factor, Factor)
     clipped = factor.n_clipped + (0 if np.any(problem.alpha) else problem.p - small.p)
@@ -266,7 +267,7 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
 
     found = go(method, point, settings.max_iter)
     lawless = settings.plan.preconditioner in _LAWLESS
-    if lawless and found.ending is Ending.CONVERGED:
+    if lawless and found.ending is Ending.CONVERGED and data.degrees > 0:
         bound, last = data.degrees, found.look.point
         floor = last.floor * fit.count(last) / bound
         reached = min(found.look.decrement, found.look.foreseen)
@@ -282,7 +283,8 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
         fit.make(None if problem.loss.quadratic else data.weights(look.point, Model.CURVATURE))
     assert fit.factor is not None
     target = goal.enough(look.point)
-    return Solution(W, fit.factor, ending, target, data.rate, data.passes, history, fit.counted)
+    degrees = data.degrees if lawless else np.nan
+    return Solution(W, fit.factor, ending, target, data.rate, data.passes, history, degrees)
 
 
 def _newton(fit: _Fit, goal: Goal) -> Newton:

@@ -540,6 +540,24 @@ def test_mini_batch_steps_need_a_sketch(rng, how, setting):
         Regressor(preconditioner=how, **setting).fit(rng.standard_normal((9, 3)), np.arange(9.0))
 
 
+def test_many_rows_are_no_sample_space(rng, monkeypatch):
+    monkeypatch.setattr("sklearn_gradhess._memory._limits", lambda: iter([2.0**20]))
+    X, y = rng.standard_normal((300, 3)), rng.standard_normal(300)
+    with pytest.raises(ValueError, match=r"rows by rows, and X has 300: 0\.00872 GiB are needed"):
+        Regressor(preconditioner="sample_space").fit(X, y)
+
+
+@pytest.mark.parametrize("how", ["diagonal", "sample_space"])
+@pytest.mark.parametrize("has_intercept", [True, False])
+def test_features_that_tell_nothing_leave_the_mean(how, has_intercept):
+    X, y = np.zeros((6, 3)), np.arange(6.0)
+    model = Regressor(alpha=0.1, preconditioner=how, fit_intercept=has_intercept).fit(X, y)
+    np.testing.assert_array_equal(model.coef_, 0.0)
+    np.testing.assert_allclose(model.predict(X), 2.5 * has_intercept)
+    one = Regressor(alpha=0.1, preconditioner=how).fit(np.ones((1, 3)), [2.0])
+    assert one.predict(np.ones((1, 3))) == pytest.approx(2.0)
+
+
 def test_a_level_without_a_count_has_no_finite_coefficient(rng):
     X = np.eye(4)[rng.integers(4, size=200)][:, 1:]
     y = np.where(X[:, 0] > 0, 0.0, rng.poisson(3.0, 200))
