@@ -8,10 +8,34 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from benchmarks import estimator, grid, memory, real_data, risk, scaling, solver, wide
+from benchmarks import (
+    diagnosis,
+    estimator,
+    grid,
+    memory,
+    networks,
+    real_data,
+    risk,
+    scaling,
+    solver,
+    streams,
+    wide,
+)
 from benchmarks.report import Theme, environment, merge, read, render, select, write
 
-MODULES = (estimator, memory, solver, grid, scaling, real_data, risk, wide)
+MODULES = (
+    estimator,
+    diagnosis,
+    memory,
+    solver,
+    grid,
+    scaling,
+    streams,
+    real_data,
+    risk,
+    networks,
+    wide,
+)
 THEMES = [value for module in MODULES for value in vars(module).values() if type(value) is Theme]
 DEFAULT_PATH = Path(__file__).with_name("results.json")
 

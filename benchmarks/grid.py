@@ -126,7 +126,7 @@ def optimum(loss, X, y):
 def ours(loss, **settings):
     """Return our model of a loss."""
     if loss == "log_loss":
-        return PreconditionedSGDClassifier(random_state=0, **settings)
+        return PreconditionedSGDClassifier(**{"alpha": 0.0, "random_state": 0, **settings})
     return PreconditionedSGDRegressor(loss=loss, random_state=0, **settings)
 
 

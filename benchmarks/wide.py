@@ -125,7 +125,9 @@ def classes(problems, repeat, saga):
     for name, shape in problems.items():
         X, y = MAKE[name](*shape)
         alpha = 1 / len(y)
-        ours = partial(PreconditionedSGDClassifier, alpha=alpha, random_state=0)
+        ours = partial(
+            PreconditionedSGDClassifier, alpha=alpha, penalty_units="raw", random_state=0
+        )
         models = {
             "PreconditionedSGDClassifier": ours(),
             "PreconditionedSGDClassifier, tol=1e-4": ours(tol=1e-4),

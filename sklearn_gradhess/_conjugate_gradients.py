@@ -7,7 +7,7 @@ have most to gain: there the gains themselves tell.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +107,8 @@ class Need(NamedTuple):
         How much less curvature rows may have than those that made the preconditioner.
     dispersion : float
         Decrement from which on the quadratic model is a poor one; infinite if it is exact.
+    enough : float
+        Decrement below which there is nothing to gain.
     """
 
     least: float
@@ -114,6 +116,7 @@ class Need(NamedTuple):
     ratio: float = 0.0
     softened: float = 1.0
     dispersion: float = np.inf
+    enough: float = 0.0
 
 
 class Inner(Protocol):
@@ -122,6 +125,10 @@ class Inner(Protocol):
     @property
     def most(self) -> int:
         """Most products with the Hessian."""
+
+    @property
+    def lawful(self) -> bool:
+        """Whether the preconditioner tells decrements."""
 
     def enough(self, found: Found, need: Need) -> bool:
         """Whether to stop here."""
@@ -144,6 +151,7 @@ class ByLaw:
     """The residual's decrement tells what is left: P is near the Hessian."""
 
     most: int = 50
+    lawful: ClassVar[bool] = True
 
     def enough(self, found: Found, need: Need) -> bool:
         """Whether the last correction, which is free, leaves little enough.
@@ -155,7 +163,8 @@ class ByLaw:
         if np.isfinite(need.dispersion):
             forcing = min(_FORCING, found.first / max(need.dispersion, 1e-300))
         share = min(need.law, max(found.shrank, 2 * need.ratio))
-        return found.left * share <= max(need.least, forcing * found.first)
+        nothing = found.left == found.first and found.first * need.softened <= need.enough
+        return nothing or found.left * share <= max(need.least, forcing * found.first)
 
     def told(self, found: Found) -> Found:
         """Return it as it is."""
@@ -200,6 +209,7 @@ class ByGains:
     share: float = _LOOSE
     previous: float = np.inf
     most: int = 250
+    lawful: ClassVar[bool] = False
 
     def enough(self, found: Found, need: Need) -> bool:
         """Whether as many products again would gain little."""

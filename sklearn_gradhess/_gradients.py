@@ -9,6 +9,7 @@ It reads X once, in storage order, and neither copies nor centres it:
   a sparse S that has one column a row of X, whose entries say which sums the row enters.
 """
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import isqrt
@@ -31,6 +32,7 @@ __all__ = [
     "choose_batch_size",
     "derivatives",
     "inherent_noise",
+    "round_key",
     "row_coefficients",
 ]
 
@@ -207,6 +209,14 @@ def inherent_noise(
     estimate = float(mean_square / mean_curvature)
     # If this is not finite, neither are the sums, and those are checked.
     return estimate if np.isfinite(estimate) else 0.0
+
+
+def round_key(coef: Array | None, intercept: float, y: Array | None, d: int) -> bytes:
+    """Name the law of clean gradients at these coefficients; empty where they are all zero."""
+    if y is None:
+        return b""
+    at = np.append(np.zeros(d) if coef is None else coef, intercept) + 0.0
+    return hashlib.blake2b(at.tobytes(), digest_size=16).digest()
 
 
 def row_coefficients(

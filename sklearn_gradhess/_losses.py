@@ -33,6 +33,8 @@ class Loss(ABC):
     ----------
     name : str
         As users write it.
+    largest_curvature : float
+        Least upper bound of `curvature`.
     quadratic : bool
         Whether the second derivative is one everywhere.
     coupling : int
@@ -54,6 +56,7 @@ class Loss(ABC):
     likelihood: ClassVar[bool] = False
     asymptotic: ClassVar[bool] = False
     own_unit: ClassVar[bool] = False
+    largest_curvature: ClassVar[float] = np.inf
 
     @abstractmethod
     def check_y(self, y: Array) -> None:
@@ -95,8 +98,12 @@ class Loss(ABC):
         """Return the loss for targets that were divided by a unit."""
         return self
 
+    def constant(self, y: Array) -> Array | float:
+        """Part of each row's value that no prediction changes, and that `all` leaves out."""
+        return 0.0
+
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
-        """Value, gradient and curvature; a loss may share work between them."""
+        """Value less its constant, gradient and curvature; a loss may share work between them."""
         return (
             self.value(y, raw_prediction),
             self.gradient(y, raw_prediction),
@@ -124,6 +131,7 @@ class SquaredLoss(Loss):
     name = "squared_error"
     quadratic = True
     own_unit = True
+    largest_curvature = 1.0
 
     def check_y(self, y: Array) -> None:
         """Accept every finite target."""
@@ -160,6 +168,7 @@ class HuberLoss(Loss):
 
     name = "huber"
     own_unit = True
+    largest_curvature = 1.0
 
     def __init__(self, epsilon: float = 1.35) -> None:
         self.epsilon = epsilon
@@ -205,6 +214,7 @@ class LogisticLoss(Loss):
     name = "log_loss"
     likelihood = True
     asymptotic = True
+    largest_curvature = 0.25
 
     def check_y(self, y: Array) -> None:
         """Refuse targets outside [0, 1]."""
@@ -289,7 +299,12 @@ class PoissonLoss(Loss):
     def value(self, y: Array, raw_prediction: Array) -> Array:
         """Half deviance: zero where the prediction meets the target."""
         mean, excess = self._safe_exp(raw_prediction)
-        return mean * (1 + excess * (1 + 0.5 * excess)) - y * raw_prediction + xlogy(y, y) - y
+        varying = mean * (1 + excess * (1 + 0.5 * excess)) - y * raw_prediction
+        return varying + self.constant(y)
+
+    def constant(self, y: Array) -> Array:
+        """Minus the least value of what varies."""
+        return xlogy(y, y) - y
 
     def gradient(self, y: Array, raw_prediction: Array) -> Array:
         """Mean minus target."""
@@ -313,8 +328,11 @@ class PoissonLoss(Loss):
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
         """Value, gradient and curvature, from one exponential."""
         mean, excess = self._safe_exp(raw_prediction)
-        slope = mean * (1 + excess)
-        value = slope + mean * (0.5 * excess**2) - y * raw_prediction + xlogy(y, y) - y
+        slope = mean
+        value = mean - y * raw_prediction
+        if excess.any():
+            slope = mean * (1 + excess)
+            value += mean * excess * (1 + 0.5 * excess)
         return value, slope - y, mean
 
 
@@ -342,6 +360,7 @@ class MultinomialLoss(Loss):
     coupling = 2
     likelihood = True
     asymptotic = True
+    largest_curvature = 0.25
 
     def check_y(self, y: Array) -> None:
         """Accept one-hot rows, which the classifier makes itself."""

@@ -6,15 +6,19 @@ factor on top of the other, so the result is positive semidefinite by constructi
 number is not squared, and no order of updates is better than another (MATH section 4.4).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import lapack, solve_triangular
+from scipy.linalg import lapack
 
-__all__ = ["GradientMoments", "centered_block", "remove_nuisance", "triangular_factor"]
+__all__ = ["GradientMoments", "Round", "RoundMeans", "centered_block", "triangular_factor"]
 
 Array = npt.NDArray[np.float64]
+# Rounds that may still go on. The oldest beyond these is closed, so that a long stream at moving
+# coefficients takes no more memory and time than a short one.
+MAX_ROUNDS = 64
 
 
 def triangular_factor(rows: Array) -> Array:
@@ -51,6 +55,71 @@ def triangular_factor(rows: Array) -> Array:
     return factor
 
 
+class Round(NamedTuple):
+    """Gradients of one law, taken at the same coefficients: their mean, weight and number."""
+
+    mean: Array
+    weight: float
+    n_gradients: int
+
+    @property
+    def spread(self) -> float:
+        """Weight of the covariance that the scatter about the mean shows."""
+        return self.weight * (1 - 1 / self.n_gradients)
+
+    def join(self, other: "Round") -> "Round":
+        """Return the round of the gradients of both."""
+        weight = self.weight + other.weight
+        mean = self.mean + (other.weight / weight) * (other.mean - self.mean)
+        return Round(mean, weight, self.n_gradients + other.n_gradients)
+
+
+class RoundMeans(NamedTuple):
+    """What the means of rounds are needed for once no gradient is to come.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (n_rows, d)
+        ``rows'rows`` is the sum of ``spread mean mean'`` over the rounds.
+    spread : float
+        Sum of their spreads.
+    degrees : int
+        Degrees of freedom of the scatter: gradients less rounds.
+    noise : float
+        Sum of ``spread / n_gradients``; over `spread` it is the variance of a mean, in units of
+        the covariance.
+    """
+
+    rows: Array
+    spread: float = 0.0
+    degrees: int = 0
+    noise: float = 0.0
+
+    def add(self, rounds: list[Round]) -> "RoundMeans":
+        """Return the sums over these rounds too; one of a single gradient shows no scatter."""
+        rounds = [r for r in rounds if r.n_gradients > 1]
+        if not rounds:
+            return self
+        spread = np.array([r.spread for r in rounds])
+        counts = np.array([r.n_gradients for r in rounds])
+        rows = np.sqrt(spread)[:, None] * np.array([r.mean for r in rounds])
+        return self.join(
+            RoundMeans(
+                rows, float(spread.sum()), int((counts - 1).sum()), float((spread / counts).sum())
+            )
+        )
+
+    def join(self, other: "RoundMeans") -> "RoundMeans":
+        """Return the sums over the rounds of both."""
+        rows = np.concatenate([self.rows, other.rows])
+        return RoundMeans(
+            rows if len(rows) <= 2 * rows.shape[1] else triangular_factor(rows),
+            self.spread + other.spread,
+            self.degrees + other.degrees,
+            self.noise + other.noise,
+        )
+
+
 @dataclass(frozen=True)
 class GradientMoments:
     """Weighted mean and second moment of the gradients seen so far; a value, never changed.
@@ -58,8 +127,8 @@ class GradientMoments:
     Parameters
     ----------
     factor : ndarray of shape (d, d)
-        Upper triangular factor of the weighted sum of outer products, about the mean when
-        `centered`, about zero otherwise.
+        Upper triangular factor of the weighted sum of outer products: about the mean of each
+        round when `centered`, about zero otherwise.
     mean : ndarray of shape (d,)
         Weighted mean of the gradients.
     weight : float
@@ -69,6 +138,11 @@ class GradientMoments:
     centered : bool
         Whether the second moment is taken about the mean. Antithetic half differences are known
         to have mean zero, so nothing is to be subtracted from them (MATH section 2.2).
+    rounds : dict of Round
+        By a key of the law that they share, where moments are centred: what lies between the means
+        of rounds is no covariance. Given none, all are of one round.
+    closed : RoundMeans
+        Rounds that nothing is added to any more.
     """
 
     factor: Array
@@ -76,6 +150,15 @@ class GradientMoments:
     weight: float
     n_gradients: int
     centered: bool
+    rounds: dict[bytes, Round] = field(default_factory=dict)
+    closed: RoundMeans = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.closed is None:
+            object.__setattr__(self, "closed", RoundMeans(np.zeros((0, len(self.mean)))))
+        if self.centered and self.weight and not self.rounds and not self.closed.degrees:
+            only = Round(self.mean, self.weight, self.n_gradients)
+            object.__setattr__(self, "rounds", {b"": only})
 
     @classmethod
     def empty(cls, n_features: int, *, centered: bool) -> "GradientMoments":
@@ -83,7 +166,7 @@ class GradientMoments:
         return cls(np.zeros((n_features, n_features)), np.zeros(n_features), 0.0, 0, centered)
 
     def update(
-        self, gradients: npt.ArrayLike, weights: npt.ArrayLike | None = None
+        self, gradients: npt.ArrayLike, weights: npt.ArrayLike | None = None, key: bytes = b""
     ) -> "GradientMoments":
         """Return the moments after these gradients too.
 
@@ -94,6 +177,8 @@ class GradientMoments:
         weights : array-like of shape (n_gradients,), default=None
             Weight of each gradient; None gives each the weight one. Rows of weight zero are
             passed over.
+        key : bytes, default=b""
+            Names the round that they belong to.
         """
         rows = np.asarray(gradients, dtype=np.float64)
         w = np.ones(len(rows)) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -106,7 +191,8 @@ class GradientMoments:
         if self.centered:
             rows = rows - mean
         rows = rows * np.sqrt(w)[:, None]
-        block = replace(self, factor=rows, mean=mean, weight=total, n_gradients=len(rows))
+        rounds = {key: Round(mean, total, len(rows))} if self.centered else {}
+        block = GradientMoments(rows, mean, total, len(rows), self.centered, rounds)
         return self._stack(block)
 
     def merge(self, other: "GradientMoments") -> "GradientMoments":
@@ -132,27 +218,59 @@ class GradientMoments:
         rows = [other.factor]
         if self.weight:
             rows.append(self.factor)
-            if self.centered:
+        rounds, closed = dict(self.rounds), self.closed.join(other.closed)
+        for key, theirs in other.rounds.items():
+            mine = rounds.get(key)
+            if mine:
                 # scatter about the joint mean: sqrt(w1 w2 / (w1 + w2)) (mean1 - mean2)
-                shift = np.sqrt(self.weight * other.weight / weight)
-                rows.append((shift * (self.mean - other.mean))[None])
+                shift = np.sqrt(mine.weight * theirs.weight / (mine.weight + theirs.weight))
+                rows.append((shift * (mine.mean - theirs.mean))[None])
+            rounds[key] = mine.join(theirs) if mine else theirs
+        if len(rounds) > MAX_ROUNDS:
+            oldest = list(rounds)[:-MAX_ROUNDS]
+            closed = closed.add([rounds.pop(key) for key in oldest])
         return GradientMoments(
             triangular_factor(np.concatenate(rows) if self.weight else other.factor),
             self.mean + (other.weight / weight) * (other.mean - self.mean),
             weight,
             self.n_gradients + other.n_gradients,
             self.centered,
+            rounds,
+            closed,
+        )
+
+    def round_means(self) -> RoundMeans:
+        """Return the sums over all rounds."""
+        return self.closed.add(list(self.rounds.values()))
+
+    @property
+    def n_independent(self) -> int:
+        """Gradients less those that the means of rounds beyond the first cost."""
+        if not self.centered or not self.n_gradients:
+            return self.n_gradients
+        return self.round_means().degrees + 1
+
+    def mapped(self, matrix: Array) -> "GradientMoments":
+        """Return the moments of the gradients times a matrix of shape (d, e)."""
+        return GradientMoments(
+            triangular_factor(self.factor @ matrix),
+            self.mean @ matrix,
+            self.weight,
+            self.n_gradients,
+            self.centered,
+            {key: r._replace(mean=r.mean @ matrix) for key, r in self.rounds.items()},
+            self.closed._replace(rows=self.closed.rows @ matrix),
         )
 
     def covariance_factor(self) -> Array:
         """Upper triangular F with ``F'F`` the covariance of the gradients.
 
-        About an estimated mean the divisor is ``weight (1 - 1/n_gradients)``: for equal weights
-        the unbiased k - 1.
+        About estimated means the divisor is the sum of ``weight (1 - 1/n_gradients)`` over the
+        rounds: for equal weights and one round the unbiased k - 1.
         """
-        k = self.n_gradients
-        divisor = self.weight * ((1 - 1 / k) if self.centered and k > 1 else 1.0)
-        return self.factor / np.sqrt(divisor) if self.weight else self.factor
+        spread = self.round_means().spread if self.centered else 0.0
+        divisor = spread or self.weight
+        return self.factor / np.sqrt(divisor) if divisor else self.factor
 
     def covariance(self) -> Array:
         """Covariance of the gradients, of shape (d, d)."""
@@ -179,71 +297,3 @@ def centered_block(factor: Array) -> tuple[Array, Array]:
     if factor[0, 0] == 0:
         return np.zeros(len(factor) - 1), factor[1:, 1:]
     return factor[0, 1:] / factor[0, 0], factor[1:, 1:]
-
-
-def remove_nuisance(
-    moments: GradientMoments,
-    *,
-    has_intercept: bool,
-    total_scale: float,
-    total_includes_excess: bool = False,
-) -> tuple[Array, float] | None:
-    r"""Undo the finite-batch bias of single-noise gradients, for Gaussian features.
-
-    For z = (1, x) with x Gaussian and n rows a batch, ``n Cov(g) = (tau + m^2) Omega +
-    Omega u u' Omega - 2 a^2 mu mu'`` with Omega = E[z z'], mu = E[z], u the coefficients' error
-    and a = mu'u the mean residual. Since ``mean(g) = Omega u``, subtracting ``mean mean'/n``
-    leaves the first and the last term; the last one lives in the intercept's coordinate alone
-    once x is centred, so the Schur complement of the intercept is free of it (MATH section 2.1,
-    which is the case a = 0).
-
-    Parameters
-    ----------
-    moments : GradientMoments
-        Centred moments of the single-noise gradients, weighted with the rows in each batch.
-    has_intercept : bool
-        Whether the first coordinate is the intercept's.
-    total_scale : float
-        Total target noise over the batch size, tau/n.
-    total_includes_excess : bool, default=False
-        Whether `total_scale` is ``(tau + m^2)/n``: so it is when the inherent variance was
-        taken from the residuals, whose mean square is s^2 + m^2.
-
-    Returns
-    -------
-    factor : ndarray of shape (p, p)
-        Upper triangular factor of the second moment Omega; with an intercept and a mean residual
-        the first row is short by the last term above, the centred block and the location are not.
-    excess_risk : float
-        m^2, with Hotelling's small-sample bias removed (MATH section 5.1).
-
-    None when the correction is not defined: too few gradients for the dimension, or a mean
-    gradient past the saturation point of n/2.
-    """
-    k, p = moments.n_gradients, len(moments.mean)
-    root = moments.covariance_factor()
-    if k <= p + 2 or np.any(np.diag(root) == 0):
-        return None
-    n = moments.weight / k
-    # The downdate root'(I - c c') root, with c = root^-T mean / sqrt(n)
-    c = solve_triangular(root, moments.mean, trans="T", check_finite=False)
-    c /= np.sqrt(n)
-    norm2 = float(c @ c)
-    # delta/n with the bias of the inverse covariance and of the mean's own noise removed
-    delta = (k - p - 2) / (k - 1) * norm2 - p / (k * n)
-    if norm2 >= 0.5 or delta >= 0.5:
-        return None
-    shrink = (1 - np.sqrt(1 - norm2)) / norm2 if norm2 else 0.0
-    downdated = triangular_factor(root - shrink * np.outer(c, c @ root))
-    q = max(delta, 0.0) / (1 - max(delta, 0.0))  # mean' M^-1 mean / n
-    intercept_error2 = 0.0
-    if has_intercept:
-        intercept_error2 = moments.mean[0] ** 2
-        q = max(q - intercept_error2 / (n * downdated[0, 0] ** 2), 0.0)
-    if total_includes_excess:
-        excess_risk = intercept_error2 + n * q * total_scale
-        divisor = total_scale
-    else:
-        excess_risk = (intercept_error2 + n * q * total_scale) / (1 - q)
-        divisor = total_scale + excess_risk / n
-    return downdated / np.sqrt(divisor), float(excess_risk)

@@ -32,10 +32,14 @@ from sklearn_gradhess._validation import largest_entry
 __all__ = ["Settings", "Solution", "record_of", "separated", "solve"]
 
 Array = npt.NDArray[np.float64]
-# Share of the tolerance that is asked of small data, where passes cost nothing
+# Share of the tolerance that is asked of small data, where passes cost nothing, and entries of
+# data from which on it is asked of no more
 _DEEP = 1e-6
+_LARGE = 2e6
 # Exponent of two of the largest target from which on its squares are not to be trusted
 _EXTREME = 400
+# Relative change of the curvature up to which a Hessian is left behind for standard errors
+_LEFT = 0.04
 # Statistical errors that are left of the start, which serves a part of the rows
 _COARSE = 0.3
 # Preconditioners whose spectrum against the Hessian no law bounds
@@ -72,6 +76,7 @@ class Solution(NamedTuple):
     learning_rate: float
     n_passes: float
     history: list[dict[str, Any]]
+    dispersion: Any  # mean squared slope over mean curvature, of each column or of all
     degrees: float = np.nan  # effective number of coefficients
 
     @property
@@ -93,6 +98,13 @@ class _Fit:
 
     def __post_init__(self) -> None:
         self.data = Rows(self.problem)
+
+    @property
+    def goal(self) -> Goal:
+        """Decrement to stop at: deeper where a pass costs next to nothing."""
+        problem, exact = self.problem, self.settings.plan.preconditioner == "exact"
+        size = problem.n * problem.p / _LARGE
+        return Goal(self.settings.tol, float(np.clip(size**3, _DEEP, 1.0)) if exact else 1.0)
 
     def sketched(self, weights: Array | None, target: Array | None = None) -> Sketched:
         """Hessian with these weights of rows, as the plan has it."""
@@ -163,6 +175,13 @@ class _Fit:
         self.counted = data.degrees = min(inner.told(found).decrement, data.degrees)
         return self.counted
 
+    def stale(self, method: Method, look: Look) -> bool:
+        """Whether the Hessian that the fit leaves behind is not near enough to that at its end."""
+        if self.factor is None:
+            return True
+        exact = self.settings.plan.preconditioner == "exact"
+        return exact and isinstance(method, Newton) and method.moved(look.point) > _LEFT
+
     def made(self, stiffness: Array, sketched: Sketched | None = None) -> Made:
         """Preconditioner with probes of leverages, for steps on mini-batches."""
         problem, rng = self.problem, self.rng
@@ -214,7 +233,11 @@ def solve(
         scaled = replace(problem, Y=problem.Y / unit, loss=problem.loss.per(float(unit)))
         start = None if start is None else start / unit
         found = _solve(_Fit(scaled, replace(settings, on_iteration=tell), rng), start)
-        return found._replace(W=unit * found.W, target=found.target * unit**2)
+        return found._replace(
+            W=unit * found.W,
+            target=found.target * unit**2,
+            dispersion=found.dispersion * unit**2,
+        )
 
 
 def _solve_in_sample_space(
@@ -232,7 +255,7 @@ def _solve_in_sample_space(
     found = solve(small, inner, rng, None if start is None else space.lower(start))
     factor = found.factor
     assert isinstance(factor, Factor)
-    clipped = factor.n_clipped + (0 if np.any(problem.alpha) else problem.p - small.p)
+    clipped = factor.n_clipped + problem.p - small.p
     degrees = factor.degrees_of_freedom(small.n_columns)
     return found._replace(
         W=space.refined(found.W),
@@ -251,10 +274,9 @@ def _unit(problem: Problem) -> np.float64:
 
 
 def _solve(fit: _Fit, start: Array | None) -> Solution:
+    """Descend, and say how it ended and what the Hessian there is."""
     problem, settings, data = fit.problem, fit.settings, fit.data
     clock = time.perf_counter()
-    goal = Goal(settings.tol, _DEEP if settings.plan.preconditioner == "exact" else 1.0)
-    point, method = _begin(fit, goal, start)
     history: list[dict[str, Any]] = []
 
     def watch(look: Look) -> bool:
@@ -262,29 +284,28 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
         told = settings.on_iteration
         return bool(told and told(look.point.W, history[-1]))
 
-    def go(method: Method, point: Point, most: int) -> Descent:
-        return descend(method, point, goal, most, watch, lambda at: separated(problem, at))
-
-    found = go(method, point, settings.max_iter)
-    lawless = settings.plan.preconditioner in _LAWLESS
+    found = _descend(fit, start, watch)
+    lawless, goal = settings.plan.preconditioner in _LAWLESS, fit.goal
     if lawless and found.ending is Ending.CONVERGED and data.degrees > 0:
         bound, last = data.degrees, found.look.point
         floor = last.floor * fit.count(last) / bound
         reached = min(found.look.decrement, found.look.foreseen)
         left = settings.max_iter + 1 - len(history)
         if reached > goal.enough(last._replace(floor=floor)) and left > 0:
-            found = go(found.method, data.at(found.W), left)
-    W, _, look, ending = found
-    _refuse_overflow(problem, W)
+            found = _onward(fit, found.method, data.at(found.W), left, watch)
+    W, method, look, ending = found
     suspicious = ending is Ending.CONVERGED and _may_drift(problem, look, told=not lawless)
-    if suspicious and drifts(_newton(fit, replace(goal, tol=0.0)), look.point):
+    drifting = replace(goal, tol=0.0) if lawless else goal
+    if suspicious and drifts(_newton(fit, drifting), look.point):
         ending = Ending.UNBOUNDED
-    if fit.factor is None:
+    if fit.stale(method, look):
         fit.make(None if problem.loss.quadratic else data.weights(look.point, Model.CURVATURE))
     assert fit.factor is not None
-    target = goal.enough(look.point)
+    target, dispersion = goal.enough(look.point), data.dispersion(look.point)
     degrees = data.degrees if lawless else np.nan
-    return Solution(W, fit.factor, ending, target, data.rate, data.passes, history, degrees)
+    return Solution(
+        W, fit.factor, ending, target, data.rate, data.passes, history, dispersion, degrees
+    )
 
 
 def _newton(fit: _Fit, goal: Goal) -> Newton:
@@ -293,6 +314,21 @@ def _newton(fit: _Fit, goal: Goal) -> Newton:
     if fit.settings.plan.preconditioner in _LAWLESS:
         inner = ByGains(0.0 if fit.problem.loss.quadratic else ByGains.share)
     return Newton(fit.data, goal, fit.make, inner=inner)
+
+
+def _descend(
+    fit: _Fit, start: Array | None, watch: Callable[[Look], bool] = lambda look: False
+) -> Descent:
+    point, method = _begin(fit, fit.goal, start)
+    return _onward(fit, method, point, fit.settings.max_iter, watch)
+
+
+def _onward(
+    fit: _Fit, method: Method, point: Point, most: int, watch: Callable[[Look], bool]
+) -> Descent:
+    found = descend(method, point, fit.goal, most, watch, lambda at: separated(fit.problem, at))
+    _refuse_overflow(fit.problem, found.W)
+    return found
 
 
 def _begin(fit: _Fit, goal: Goal, start: Array | None) -> tuple[Point, Method]:
@@ -307,9 +343,14 @@ def _begin(fit: _Fit, goal: Goal, start: Array | None) -> tuple[Point, Method]:
         return _begin_steps(fit, newton, start)
     if problem.loss.quadratic:
         found = fit.sketched(None, problem.Y)
-        W = found.step if start is None else start
-        assert W is not None
-        return data.at(W), replace(newton, factor=found.factor)
+        assert found.step is not None
+        if start is None:
+            point = data.of_normal_equations(found.step, found.rest, found.error)
+            start = found.step if point.rounding > goal.target(point) else None
+        else:
+            point = data.at(start)
+            start = None
+        return data.at(start) if start is not None else point, replace(newton, factor=found.factor)
     if start is None:
         start = _of_a_share(fit)
     return _no_worse_than_null(data, start), newton
@@ -414,11 +455,10 @@ def _of_a_share(fit: _Fit) -> Array | None:
         max_iter=20,
         on_iteration=None,
     )
-    solution = _solve(_Fit(part, settings, fit.rng), None)
-    fit.data.passes += solution.n_passes / share
-    if solution.ending in (Ending.SEPARABLE, Ending.UNBOUNDED) or not np.isfinite(solution.W).all():
-        return None
-    return solution.W
+    inner = _Fit(part, settings, fit.rng)
+    found = _descend(inner, None)
+    fit.data.passes += inner.data.passes / share
+    return None if found.ending is Ending.SEPARABLE else found.W
 
 
 def record_of(look: Look, passes: float, clock: float) -> dict[str, Any]:

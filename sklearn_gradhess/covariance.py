@@ -9,18 +9,20 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.utils import check_scalar
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_gradhess._fitted import FittedCovarianceMixin
+from sklearn_gradhess._attributes import FittedAttributes
+from sklearn_gradhess._fitted import Fitted
 from sklearn_gradhess._gradients import (
     batch_index,
     batch_sums,
     choose_batch_size,
     derivatives,
     inherent_noise,
+    round_key,
     row_coefficients,
 )
+from sklearn_gradhess._law import law_in_words
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._memory import refuse_wide
 from sklearn_gradhess._schemes import N_GROUPS, GradientMemory
@@ -40,7 +42,7 @@ from sklearn_gradhess._validation import (
 )
 from sklearn_gradhess.diagnostics import failures
 from sklearn_gradhess.exceptions import CalibrationWarning
-from sklearn_gradhess.noise import as_generator, calibrated_variance
+from sklearn_gradhess.noise import as_generator
 
 __all__ = ["GradientCovarianceEstimator", "gradient_covariance"]
 
@@ -123,16 +125,15 @@ def gradient_covariance(
     return estimator.covariance_, estimator.mean_gradient_
 
 
-def _covariance_of_features(estimator: Any) -> bool:
-    if estimator.loss != "squared_error":
-        raise AttributeError(
-            f"With loss={estimator.loss!r} the Hessian is no covariance of the features: score and "
-            "mahalanobis need loss='squared_error'."
+def _refuse_incomplete(batch_size: int, n_samples: int) -> None:
+    if batch_size > n_samples:
+        raise ValueError(
+            f"batch_size={batch_size} exceeds n_samples={n_samples}: not one batch is complete. "
+            "Use a smaller batch_size, or partial_fit, which waits for more rows."
         )
-    return True
 
 
-class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
+class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
     r"""Hessian of a regression, recovered from the covariance of its batch gradients.
 
     Target noise whose variance equals the batch size n (times the curvature of the loss) makes the
@@ -167,7 +168,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     inherent_variance : float or "estimate", default=0.0
         Variance of the noise that is in the targets already, in squared units of y; for losses
         other than the squared one in units of the curvature (a dispersion). "single" injects that
-        much less. "estimate" takes the mean squared residual at `coef`, chunk by chunk: it
+        much less. "estimate" takes the mean squared residual at `coef`, of all chunks so far: it
         contains the excess risk, which the nuisance also contains, so the total stays calibrated.
         Needs data. Antithetic noise needs none of this: inherent noise cancels.
     noise_distribution : {"rademacher", "normal"}, default="rademacher"
@@ -200,7 +201,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     assume_centered : bool, default=False
         Skip the intercept: `covariance_` is the second moment about zero.
     store_precision : bool, default=True
-        Store `precision_`.
+        Offer `precision_`, which like `covariance_` is computed when it is first read; False makes
+        it None, and `get_precision` is left.
     random_state : int, RandomState instance, Generator or None, default=None
         Source of the noise and of the batches.
 
@@ -223,7 +225,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         Mean gradient of the intercept; NaN without one.
     excess_risk_ : float
         m^2 = u' Hessian u, u the error of `coef` and `intercept`: twice the loss to be gained.
-        NaN where the gradients are too few, or uncalibrated.
+        From pairs unbiased, so near the optimum it may be negative. NaN where the gradients are too
+        few, saturated or uncalibrated; `calibration_report` says which.
     correction_ : {"gaussian", "none"}
         Correction that was applied.
     batch_size_ : int
@@ -233,13 +236,15 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     n_samples_seen_ : int
         Rows seen.
     noise_variance_ : float
-        Injected noise variance, per unit of curvature, of a complete batch.
+        Injected noise variance, per unit of curvature, of a complete batch of equal weights.
     shrinkage_ : float
         Shrinkage that was applied.
     effective_rank_ : float
         Trace of `covariance_` over its largest eigenvalue.
     expected_error_ : float
         Relative error in operator norm that theory expects of `covariance_`.
+    fitted_ : object
+        The gradients seen, from which all of this is derived when it is asked for; pickled alone.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -253,8 +258,10 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     Notes
     -----
     An incomplete last batch gets noise calibrated to its own size and enters with the weight of
-    its rows; in `partial_fit` it goes on waiting for the rows to come. A sample weight counts as
-    repetition: noise variance is divided by it, gradients are weighted means.
+    its rows; in `partial_fit` it goes on waiting for the rows to come. A row of weight w counts as
+    w rows, of independent target noise but of one residual: noise variance is divided by w,
+    gradients are weighted means, and inherent noise goes with w^2. The unit of the weights does not
+    matter.
 
     Everything is estimated from gradients, location included, so `fit` and `partial_fit_gradients`
     agree when they see the same gradients. Directions that are singular are projected out of
@@ -298,6 +305,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         "store_precision": ["boolean"],
         "random_state": ["random_state", np.random.Generator],
     }
+    _rng: np.random.Generator
 
     def __init__(
         self,
@@ -354,7 +362,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             antithetic scheme with the squared loss needs them for `mean_gradient_` and
             `excess_risk_` only; labels that are not numbers, and several targets, count as None.
         sample_weight : array-like of shape (n_samples,), default=None
-            Nonnegative weights; two is as good as a repetition.
+            Nonnegative weights, of any unit: how often a row counts. Its residual is one draw.
         coef : array-like of shape (n_features,), default=None
             Coefficients at which gradients are taken; None is zero.
         intercept : float, default=0.0
@@ -369,16 +377,15 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         ------
         ValueError
             If the data are not finite or not consistent, a target lies outside the loss's range,
-            the batch size exceeds the number of rows, or the inherent noise exceeds the total.
+            the batch size exceeds the number of rows, or the inherent noise exceeds the total, by
+            more than chance where it is estimated.
         TypeError
             If X or y is a dask collection or a tensor.
         """
         with unchanged_on_error(self):
-            self.__dict__.pop("_memory", None)
+            self.__dict__.pop("fitted_", None)
             self._see_data(X, y, sample_weight, coef, intercept, whole=True)
-            for failure in failures(self):
-                if failure.visible_in_fit:
-                    warnings.warn(str(failure), CalibrationWarning, stacklevel=3)
+            self._warn_of_failures()
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -405,7 +412,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         sample_weight : array-like of shape (n_samples,), default=None
             Weights.
         coef : array-like of shape (n_features,), default=None
-            Coefficients at which gradients are taken, which may move from chunk to chunk.
+            Coefficients at which gradients are taken, which may move from chunk to chunk. Those of
+            single noise, or none, are then centred apart for each, and a waiting batch is closed.
         intercept : float, default=0.0
             Intercept at which gradients are taken.
 
@@ -426,27 +434,38 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         *,
         batch_size: int,
         has_intercept: bool = False,
+        intercept_position: str = "first",
+        gradient_scale: float = 1.0,
         loss_curvature: Any = None,
     ) -> Self:
         """Go on with gradients alone: no features, no targets.
 
         Rounds of gradients at different coefficients may go into one estimator: with antithetic
         noise and the squared loss all tell the same Hessian. `mean_gradient_` and `excess_risk_`
-        then mix the rounds; take the mean of a round's own gradients for `newton_step`.
+        then mix the rounds; take the mean of a round's own gradients for `newton_step`. Gradients
+        of single noise have to be of one round: what lies between the means of rounds would be
+        taken for covariance.
 
         Parameters
         ----------
         gradients : array-like of shape (n_batches, n_features) or (n_batches, n_features + 1)
-            Mean gradient of each batch, at targets y + xi where the variance of xi makes the
-            total target noise ``noise_scale * batch_size`` (times the curvature of the loss). The
-            gradient must be linear in the target, as it is but for "huber".
+            Gradient of the mean half loss over each batch, at targets y + xi where the variance of
+            xi makes the total target noise ``noise_scale * batch_size`` (times the curvature of the
+            loss). The gradient must be linear in the target, as it is but for "huber".
         antithetic : array-like of the shape of `gradients`, default=None
             Gradients of the same batches at targets y - xi. Needed for noise="antithetic".
         batch_size : int
             Rows in each batch.
         has_intercept : bool, default=False
-            Whether column 0 is the gradient of the intercept. With it the location of the features
-            is recovered and `covariance_` is centred; without it, it is the second moment.
+            Whether one column is the gradient of the intercept. With it the location of the
+            features is recovered, `covariance_` is centred, and the scale of the gradients can be
+            checked; without it, `covariance_` is the second moment.
+        intercept_position : {"first", "last"}, default="first"
+            Where that column is: "last" for the bias of a torch module after its weight.
+        gradient_scale : float, default=1.0
+            Factor between these gradients and those of the mean half loss, which is divided out: 2
+            for torch's ``MSELoss()``, `batch_size` for a sum of half losses, ``2 * batch_size`` for
+            ``MSELoss(reduction="sum")``; 1 for means of cross entropies.
         loss_curvature : float or array-like of shape (n_batches,), default=None
             For noise that was drawn without regard to the curvature: mean curvature of the loss
             over each batch, by whose root the noise gradients are multiplied. Exact where the
@@ -462,9 +481,28 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         ValueError
             If the gradients are not finite, differ in width from those seen before, or do not come
             as the noise scheme needs them.
+
+        Warns
+        -----
+        CalibrationWarning
+            If all gradients so far are too few for their width, or show in the intercept's column
+            another noise than the calibrated one, as a wrong `gradient_scale` makes it.
         """
         with unchanged_on_error(self):
-            self._see_gradients(gradients, antithetic, batch_size, has_intercept, loss_curvature)
+            self._see_gradients(
+                *check_gradients(
+                    gradients,
+                    antithetic,
+                    loss_curvature,
+                    noise=self.noise,
+                    has_intercept=has_intercept,
+                    intercept_position=intercept_position,
+                    gradient_scale=gradient_scale,
+                ),
+                batch_size=batch_size,
+                has_intercept=has_intercept,
+            )
+            self._warn_of_failures()
         return self
 
     def merge(self, other: "GradientCovarianceEstimator") -> Self:
@@ -489,35 +527,42 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         ValueError
             If the two differ in features, batch size, noise scheme or scale, loss, or in having
             an intercept.
+        TypeError
+            If `other` is no GradientCovarianceEstimator.
         """
         check_is_fitted(self)
+        if not isinstance(other, GradientCovarianceEstimator):
+            raise TypeError(
+                "merge takes another GradientCovarianceEstimator, which keeps what it has seen; "
+                f"got {type(other).__name__}."
+            )
         check_is_fitted(other)
+        mine, theirs = self.fitted_.memory, other.fitted_.memory
         for name, a, b in (
             ("n_features_in_", self.n_features_in_, other.n_features_in_),
             ("batch_size_", self.batch_size_, other.batch_size_),
             *((name, getattr(self, name), getattr(other, name)) for name in _IDENTITY),
-            ("has_intercept", self._memory.has_intercept, other._memory.has_intercept),
-            ("kept gradients", self._memory.kept is not None, other._memory.kept is not None),
+            ("has_intercept", mine.has_intercept, theirs.has_intercept),
+            ("kept gradients", mine.kept is not None, theirs.kept is not None),
+            ("a unit of sample_weight", mine.unit, theirs.unit),
         ):
             if a != b:
                 raise ValueError(
                     f"Cannot merge estimators with {name}={a!r} and {name}={b!r}: their gradients "
                     "have different laws. Fit both with the same settings, batch_size as a number."
                 )
-        mine, theirs = (getattr(e, "feature_names_in_", None) for e in (self, other))
-        if mine is not None and theirs is not None and not np.array_equal(mine, theirs):
+        names = [e.feature_names_in_ for e in (self, other) if hasattr(e, "feature_names_in_")]
+        if len(names) == 2 and not np.array_equal(names[0], names[1]):
             raise ValueError("Cannot merge estimators of different feature_names_in_.")
         with unchanged_on_error(self):
-            self._memory = self._memory.settled(self._inherent).merge(
-                other._memory.settled(other._inherent)
-            )
-            self._finalize()
+            memory = mine.settled().merge(theirs.settled())
+            self._conclude(memory)
         return self
 
     def _see_data(
         self, X: Any, y: Any, sample_weight: Any, coef: Any, intercept: Any, *, whole: bool
     ) -> None:
-        memory = getattr(self, "_memory", None)
+        memory = self._memory
         X = check_features(self, X, reset=memory is None, ensure_min_samples=2 if whole else 1)
         n, d = X.shape
         refuse_wide(d, instead=_FEWER_FEATURES)
@@ -527,23 +572,21 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         y = check_target(y, n, optional=antithetic and self.loss == "squared_error")
         if memory is None:
             self.batch_size_ = choose_batch_size(self.batch_size, n, d, noise=self.noise)
-        if whole and self.batch_size_ > n:
-            raise ValueError(
-                f"batch_size={self.batch_size_} exceeds n_samples={n}: not one batch is complete. "
-                "Use a smaller batch_size, or partial_fit, which waits for more rows."
-            )
+        if whole:
+            _refuse_incomplete(self.batch_size_, n)
         if memory is None:
             memory = self._start(d, has_intercept=not self.assume_centered)
-        memory.check_noise(self.noise, self.noise_scale)
+        memory.check_law(self._law(), self.inherent_variance)
+        key = round_key(coef, intercept, y, d)
+        memory, sample_weight = memory.begin(key, sample_weight, n, self.n_redraws)
         rng = copy.deepcopy(self._rng)
         # What is not finite shows in the sums
         with np.errstate(all="ignore"), blas_threads(d):
             loss = make_loss(self.loss, epsilon=self.epsilon)
             gradient, curvature = derivatives(X, y, loss, coef, intercept)
-            self._inherent = inherent_noise(
+            seen = inherent_noise(
                 self.inherent_variance, gradient, curvature, sample_weight, noise=self.noise
             )
-            self._calibrate()
             coefficients = row_coefficients(
                 gradient,
                 curvature,
@@ -571,36 +614,43 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
                 batch,
                 sample_weight,
                 batch_size=self.batch_size_,
-                inherent_variance=self._inherent,
+                residual=gradient,
+                curvature=curvature,
             )
         for sums in memory.sums():
             refuse_overflow(sums, X, estimator_name=type(self).__name__)
-        self._rng, self._dtype, self._memory = rng, X.dtype, memory
-        self._finalize()
+        memory.refuse_inherent(self.batch_size_, seen)
+        self._rng = rng
+        self._conclude(memory.of_dtype(X.dtype))
+
+    def _warn_of_failures(self) -> None:
+        for failure in failures(self.fitted_):
+            if failure.visible_in_fit:
+                warnings.warn(str(failure), CalibrationWarning, stacklevel=4)
 
     def _see_gradients(
-        self, gradients: Any, antithetic: Any, batch_size: Any, has_intercept: bool, curvature: Any
+        self,
+        gradients: npt.NDArray[np.float64],
+        antithetic: npt.NDArray[np.float64] | None,
+        dtype: np.dtype[Any],
+        *,
+        batch_size: Any,
+        has_intercept: bool,
     ) -> None:
         if self.inherent_variance == "estimate" and self.noise != "antithetic":
             raise ValueError(
                 "inherent_variance='estimate' needs residuals, and gradients alone have none. Pass "
                 "the variance, or use noise='antithetic', where it cancels."
             )
-        gradients, antithetic, dtype = check_gradients(
-            gradients, antithetic, curvature, noise=self.noise, has_intercept=has_intercept
-        )
         d = gradients.shape[1] - has_intercept
         batch_size = check_scalar(batch_size, "batch_size", Integral, min_val=1)
-        memory = getattr(self, "_memory", None)
+        memory = self._memory
         if memory is None:
             self.n_features_in_ = d
             self.batch_size_ = batch_size
-            self._inherent = inherent_noise(
-                self.inherent_variance, None, None, None, noise=self.noise
-            )
-            self._calibrate()
             memory = self._start(d, has_intercept=has_intercept and not self.assume_centered)
-        memory.check_noise(self.noise, self.noise_scale)
+            memory.refuse_inherent(self.batch_size_)
+        memory.check_law(self._law(), self.inherent_variance)
         memory.check_layout(d, self.n_features_in_, has_intercept=has_intercept)
         if batch_size != self.batch_size_:
             raise ValueError(
@@ -609,13 +659,12 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             )
         used = slice(int(has_intercept and not memory.has_intercept), None)
         with blas_threads(d):
-            self._memory = memory.add_gradients(
+            memory = memory.in_unit(None)[0].add_gradients(
                 gradients[:, used],
                 None if antithetic is None else antithetic[:, used],
                 batch_size=self.batch_size_,
             )
-        self._dtype = dtype
-        self._finalize()
+        self._conclude(memory.of_dtype(dtype))
 
     def _start(self, d: int, *, has_intercept: bool) -> GradientMemory:
         seed = self.random_state
@@ -629,49 +678,20 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             noise_scale=float(self.noise_scale),
             has_intercept=has_intercept,
             keep=isinstance(self.shrinkage, str),
+            inherent_variance=self.inherent_variance,
+            kurtosis=3.0 if self.noise_distribution == "normal" else 1.0,
+            law=self._law(),
         )
 
-    def _calibrate(self) -> None:
-        self.noise_variance_ = 0.0
-        if self.noise != "none":
-            self.noise_variance_ = calibrated_variance(
-                self.batch_size_,
-                inherent_variance=self._inherent if self.noise == "single" else 0.0,
-                noise_scale=float(self.noise_scale),
-            )
+    @property
+    def _memory(self) -> GradientMemory | None:
+        return self.fitted_.memory if hasattr(self, "fitted_") else None
 
-    @available_if(_covariance_of_features)
-    def score(self, X_test: Any, y: Any = None) -> float:
-        """Return the Gaussian log-likelihood of `X_test`, as EmpiricalCovariance does.
+    def _conclude(self, memory: GradientMemory) -> None:
+        self.fitted_ = Fitted(memory, self.batch_size_, self.loss, self.correction, self.shrinkage)
+        self.fitted_.check()
 
-        Parameters
-        ----------
-        X_test : array-like of shape (n_samples, n_features)
-            Test data.
-        y : Ignored
-            Present for API consistency.
-
-        Returns
-        -------
-        score : float
-            Mean log-likelihood of a row, under `location_` and `covariance_`.
-        """
-        check_is_fitted(self)
-        return super().score(X_test, y)
-
-    @available_if(_covariance_of_features)
-    def mahalanobis(self, X: Any) -> npt.NDArray[np.floating]:
-        """Return the squared Mahalanobis distances of rows to `location_`.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-
-        Returns
-        -------
-        distances : ndarray of shape (n_samples,)
-            Squared distances.
-        """
-        check_is_fitted(self)
-        return super().mahalanobis(X)
+    def _law(self) -> tuple[str, ...]:
+        return law_in_words(
+            self.noise, self.noise_scale, self.loss, self.epsilon, self.assume_centered
+        )

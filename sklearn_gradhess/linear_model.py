@@ -11,6 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from sklearn_gradhess._losses import MultinomialLoss, make_loss
 from sklearn_gradhess._sgd import PreconditionedSGD
+from sklearn_gradhess._stream import stream_classes
 from sklearn_gradhess._validation import (
     Interval,
     StrOptions,
@@ -39,7 +40,12 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         Loss; "poisson" has a log link. Targets of shape (n_samples, n_targets) for "squared_error".
         `score` is R^2 for all; for scikit-learn's D^2 use `sklearn.metrics.d2_tweedie_score`.
     alpha : float, default=0.0
-        Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted.
+        Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted,
+        in the units that follow. Ridge's penalty over the number of rows.
+    penalty_units : {"std", "raw"}, default="std"
+        What the penalty sees: with "std" the coefficient per standard deviation of its feature,
+        so that a fit does not depend on units and equals that on `StandardScaler`'s output; with
+        "raw" the coefficient itself, as in scikit-learn's models.
     fit_intercept : bool, default=True
         Whether to fit an intercept.
     epsilon : float, default=1.35
@@ -112,15 +118,23 @@ GradientCovarianceEstimator, default="auto"
         Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
         last one, was foreseen to end below it, and was taken (`history_` then ends above);
         or nothing but rounding was left.
-    preconditioner_ : str
-        What was used, by these names.
-    df_ : float
-        Effective number of coefficients, which `tol` counts for wide data; NaN for others.
     covariance_estimator_ : GradientCovarianceEstimator
         The preconditioner, as an estimator of the Hessian where it was last made; for other losses
         than the squared one, with the curvature that it assumes, which is no less than the second
-        derivative. With "identity" a sketch made at the start; none with "diagonal" and
-        "sample_space".
+        derivative. With "identity" a sketch made at the start. None for wide data.
+    preconditioner_ : {"exact", "sketch", "pooled", "diagonal", "sample_space", "identity", ...}
+        What was used: the Hessian of all rows, a sketch of it, one shared out to the classes, its
+        diagonal, the Gram matrix of the rows, none; or "estimator" and "single".
+    rank_ : int
+        Number of directions of the features that the rows determine; NaN with "diagonal".
+    df_ : float
+        Effective degrees of freedom, ``tr H (H + alpha)^-1``, the intercept's included.
+    coef_standard_error_ : ndarray of the shape of `coef_`
+        Standard errors, with the dispersion of the residuals (one for log_loss); as exact as the
+        Hessian: by a sketch of k batches they are off by some ``1/sqrt(2 k)``. Zero along
+        directions that the rows do not determine; NaN for three classes or more, and wide data.
+    intercept_standard_error_ : float or ndarray
+        Standard error of `intercept_`.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -139,9 +153,11 @@ GradientCovarianceEstimator, default="auto"
     Where the rows are few against the coefficients, or mini-batches fail to shrink the decrement,
     Newton steps by preconditioned conjugate gradients with a line search take over.
 
-    `partial_fit` learns from a stream in one pass: it adds up quadratic models of the rows, in
-    memory for a few matrices of the size of the Hessian. For the squared loss the result is least
-    squares on all rows seen, exactly.
+    `partial_fit` learns from a stream in one pass and ends where `fit` on all rows would: exactly
+    for the squared loss, in memory for 1.5 matrices of the size of the Hessian; within a fraction
+    of a statistical error for the others, which keep 64 rows a coefficient (1,024 at least) and up
+    to a quarter of that besides (MATH section 10). Until a solution is asked for it may have none
+    stored: `coef_` is found when somebody looks, and `vars` does not show it.
 
     References
     ----------
@@ -167,6 +183,7 @@ GradientCovarianceEstimator, default="auto"
         loss: str = "squared_error",
         *,
         alpha: float = 0.0,
+        penalty_units: str = "std",
         fit_intercept: bool = True,
         epsilon: float = 1.35,
         batch_size: int | str = "auto",
@@ -189,6 +206,7 @@ GradientCovarianceEstimator, default="auto"
     ) -> None:
         self.loss = loss
         self.alpha = alpha
+        self.penalty_units = penalty_units
         self.fit_intercept = fit_intercept
         self.epsilon = epsilon
         self.batch_size = batch_size
@@ -255,9 +273,11 @@ GradientCovarianceEstimator, default="auto"
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Learn from another chunk of a stream, in one pass.
 
-        After `fit` it goes on from there, and drops what `fit` told of itself: `history_`,
-        `n_iter_`, `n_passes_`, `learning_rate_`, `converged_` and `covariance_estimator_`. The
-        penalty is that of all rows seen.
+        Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
+        error, unless the order of the rows sorts by the target. After `fit` it goes on from there,
+        and drops what `fit` told of itself: `history_`, `n_iter_`, `n_passes_`, `learning_rate_`,
+        `converged_` and `covariance_estimator_`. The penalty is that of all rows seen; `alpha` may
+        change, the loss, its parameters and `fit_intercept` may not.
 
         Parameters
         ----------
@@ -266,7 +286,7 @@ GradientCovarianceEstimator, default="auto"
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets.
         sample_weight : array-like of shape (n_samples,), default=None
-            Nonnegative weights.
+            Nonnegative weights; if all are zero, the chunk changes nothing.
 
         Returns
         -------
@@ -276,32 +296,37 @@ GradientCovarianceEstimator, default="auto"
         Raises
         ------
         ValueError
-            If the chunk is not finite or does not fit those before, or a parameter is for fit.
+            If the chunk is not finite, too large or does not fit those before, a parameter is for
+            fit, or one has changed that the rows before were seen with.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the order of the rows sorts by the target, or the loss has no minimum yet.
         """
         with unchanged_on_error(self):
-            first = not hasattr(self, "coef_")
-            X, Y, sample_weight, vector = self._validate(X, y, sample_weight, reset=first)
+            first = not self._begun
+            X, Y, sample_weight, vector = self._validate(
+                X, y, sample_weight, reset=first, allow_zero=True
+            )
             self._refuse_unfit(X, Y)
             if first:
                 self._vector = vector
-                self.t_ = 0
-            self._online = self._stream(X, Y, self._make_loss(), sample_weight)
-            self._store(self._online.W, X.dtype)
-            self.t_ += Y.shape[0]
+            self._learn(X, Y, self._make_loss(), sample_weight)
         return self
 
     def _make_loss(self) -> Any:
         return make_loss(self.loss, epsilon=self.epsilon)
 
     def _validate(
-        self, X: Any, y: Any, sample_weight: Any, *, reset: bool
+        self, X: Any, y: Any, sample_weight: Any, *, reset: bool, allow_zero: bool = False
     ) -> tuple[Any, Array, Array | None, bool]:
         X, y = check_rows(
             self, X, y, reset=reset, multi_output=self.loss == "squared_error", y_numeric=True
         )
         Y = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
         self._make_loss().check_y(Y)
-        return X, Y, check_weights(sample_weight, X), y.ndim == 1
+        return X, Y, check_weights(sample_weight, X, allow_zero=allow_zero), y.ndim == 1
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -344,8 +369,14 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
     ----------
     loss : {"log_loss"}, default="log_loss"
         Loss.
-    alpha : float, default=0.0
-        Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted.
+    alpha : float or "auto", default="auto"
+        Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted,
+        in the units that follow. "auto" is one over the sum of the weights, LogisticRegression's
+        ``C=1`` on standardised features; zero is no penalty.
+    penalty_units : {"std", "raw"}, default="std"
+        What the penalty sees: with "std" the coefficient per standard deviation of its feature,
+        so that a fit does not depend on units and equals that on `StandardScaler`'s output; with
+        "raw" the coefficient itself, as in scikit-learn's models.
     fit_intercept : bool, default=True
         Whether to fit an intercept.
     batch_size : int or "auto", default="auto"
@@ -418,14 +449,23 @@ GradientCovarianceEstimator, default="auto"
         Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
         last one, was foreseen to end below it, and was taken (`history_` then ends above);
         or nothing but rounding was left.
-    preconditioner_ : str
-        What was used, by these names; "pooled": one Hessian, shared out to the classes.
-    df_ : float
-        Effective number of coefficients, which `tol` counts for wide data; NaN for others.
     covariance_estimator_ : GradientCovarianceEstimator
         The preconditioner, as an estimator of the Hessian where it was last made, with the bound
         (see References) for the curvature. With "identity" a sketch made at the start. Of three
-        classes or more, the mean over classes of the Hessian's diagonal blocks. None for wide data.
+        classes or more, the mean over classes of the Hessian's diagonal blocks.
+    preconditioner_ : {"exact", "sketch", "pooled", "diagonal", "sample_space", "identity", ...}
+        What was used: the Hessian of all rows, a sketch of it, one shared out to the classes, its
+        diagonal, the Gram matrix of the rows, none; or "estimator" and "single".
+    rank_ : int
+        Number of directions of the features that the rows determine; NaN with "diagonal".
+    df_ : float
+        Effective degrees of freedom, ``tr H (H + alpha)^-1``, the intercept's included.
+    coef_standard_error_ : ndarray of the shape of `coef_`
+        Standard errors, with the dispersion of the residuals (one for log_loss); as exact as the
+        Hessian: by a sketch of k batches they are off by some ``1/sqrt(2 k)``. Zero along
+        directions that the rows do not determine; NaN for three classes or more, and wide data.
+    intercept_standard_error_ : float or ndarray
+        Standard error of `intercept_`.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -437,8 +477,7 @@ GradientCovarianceEstimator, default="auto"
 
     Notes
     -----
-    The method is that of `PreconditionedSGDRegressor`. In `partial_fit` the models of the first
-    rows of a stream, made at poor coefficients, are dropped once they are an eighth of the whole.
+    The method is that of `PreconditionedSGDRegressor`, `partial_fit` included.
 
     References
     ----------
@@ -450,13 +489,14 @@ GradientCovarianceEstimator, default="auto"
     >>> from sklearn.datasets import load_breast_cancer
     >>> from sklearn_gradhess import PreconditionedSGDClassifier
     >>> X, y = load_breast_cancer(return_X_y=True)
-    >>> round(PreconditionedSGDClassifier(alpha=1e-6).fit(X, y).score(X, y), 2)
+    >>> round(PreconditionedSGDClassifier().fit(X, y).score(X, y), 2)
     0.99
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **PreconditionedSGD._parameter_constraints,
         "loss": [StrOptions({"log_loss"})],
+        "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "class_weight": [StrOptions({"balanced"}), dict, None],
     }
 
@@ -464,7 +504,8 @@ GradientCovarianceEstimator, default="auto"
         self,
         loss: str = "log_loss",
         *,
-        alpha: float = 0.0,
+        alpha: float | str = "auto",
+        penalty_units: str = "std",
         fit_intercept: bool = True,
         batch_size: int | str = "auto",
         max_iter: int = 100,
@@ -487,6 +528,7 @@ GradientCovarianceEstimator, default="auto"
     ) -> None:
         self.loss = loss
         self.alpha = alpha
+        self.penalty_units = penalty_units
         self.fit_intercept = fit_intercept
         self.batch_size = batch_size
         self.max_iter = max_iter
@@ -558,9 +600,11 @@ GradientCovarianceEstimator, default="auto"
     ) -> Self:
         """Learn from another chunk of a stream, in one pass.
 
-        After `fit` it goes on from there, and drops what `fit` told of itself: `history_`,
-        `n_iter_`, `n_passes_`, `learning_rate_`, `converged_` and `covariance_estimator_`. The
-        penalty is that of all rows seen.
+        Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
+        error, unless the order of the rows sorts by the target. After `fit` it goes on from there,
+        and drops what `fit` told of itself: `history_`, `n_iter_`, `n_passes_`, `learning_rate_`,
+        `converged_` and `covariance_estimator_`. The penalty is that of all rows seen; `alpha` may
+        change, the loss, its parameters and `fit_intercept` may not.
 
         Parameters
         ----------
@@ -569,7 +613,7 @@ GradientCovarianceEstimator, default="auto"
         y : array-like of shape (n_samples,)
             Labels.
         sample_weight : array-like of shape (n_samples,), default=None
-            Nonnegative weights.
+            Nonnegative weights; if all are zero, the chunk changes nothing.
         classes : array-like of shape (n_classes,), default=None
             All labels that will come; needed on the first call.
 
@@ -581,28 +625,18 @@ GradientCovarianceEstimator, default="auto"
         Raises
         ------
         ValueError
-            If the chunk is not finite or does not fit those before, or a parameter is for fit, or
-            a class weight is refused.
+            If the chunk is not finite, too large or does not fit those before, a parameter is for
+            fit, one has changed that the rows before were seen with, or a class weight is refused.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the rows so far are separable or of one class, or their order sorts by the target.
         """
         with unchanged_on_error(self):
-            first = not hasattr(self, "coef_")
-            X, y, sample_weight = self._validate(X, y, sample_weight, reset=first)
-            if first:
-                if classes is None:
-                    raise ValueError("classes must be passed on the first call to partial_fit.")
-                self.classes_ = np.unique(classes)
-                self.t_ = 0
-            elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-                raise ValueError(
-                    f"classes={np.unique(classes)} is not the same as on the last call to "
-                    f"partial_fit, was: {self.classes_}."
-                )
-            unknown = np.setdiff1d(y, self.classes_)
-            if len(unknown):
-                raise ValueError(
-                    f"y has labels {unknown.tolist()} that are not among classes "
-                    f"{self.classes_.tolist()}. Name all classes on the first call."
-                )
+            first = not self._begun
+            X, y, sample_weight = self._validate(X, y, sample_weight, reset=first, allow_zero=True)
+            self.classes_ = stream_classes(getattr(self, "classes_", None), classes, y)
             if self.class_weight == "balanced":
                 raise ValueError(
                     "class_weight='balanced' needs all labels at once. Pass a dict of weights to "
@@ -613,17 +647,15 @@ GradientCovarianceEstimator, default="auto"
             Y, loss = self._encode(y)
             self._refuse_unfit(X, Y)
             weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
-            self._online = self._stream(X, Y, loss, weights)
-            self._store(self._online.W, X.dtype)
-            self.t_ += Y.shape[0]
+            self._learn(X, Y, loss, weights)
         return self
 
     def _validate(
-        self, X: Any, y: Any, sample_weight: Any, *, reset: bool
+        self, X: Any, y: Any, sample_weight: Any, *, reset: bool, allow_zero: bool = False
     ) -> tuple[Any, Any, Array | None]:
         X, y = check_rows(self, X, y, reset=reset)
         check_classification_targets(y)
-        return X, y, check_weights(sample_weight, X)
+        return X, y, check_weights(sample_weight, X, allow_zero=allow_zero)
 
     def _encode(self, y: Any) -> tuple[Array, Any]:
         """One column of zeros and ones for two classes, one-hot rows for more."""

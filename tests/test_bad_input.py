@@ -777,7 +777,7 @@ def test_fewer_batches_than_features_are_warned_of(batch_size, k):
 
 
 def test_shrinkage_is_a_way_out_of_too_few_batches():
-    assert make(batch_size=20, shrinkage="oas").fit(X)._preconditioner.rank == D
+    assert make(batch_size=20, shrinkage="oas").fit(X).fitted_.preconditioner.rank == D
 
 
 SINGULAR = (

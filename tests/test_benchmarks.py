@@ -18,6 +18,7 @@ from sklearn.linear_model import LinearRegression, Ridge, SGDRegressor
 import benchmarks
 from benchmarks import (
     data,
+    diagnosis,
     estimator,
     grid,
     measure,
@@ -29,6 +30,7 @@ from benchmarks import (
     risk,
     scaling,
     solver,
+    streams,
     wide,
 )
 from benchmarks.__main__ import THEMES, main
@@ -257,7 +259,7 @@ def test_distances_to_the_optimum(rng):
 def test_distance_of_a_classifier_is_in_log_loss():
     X, y = data.classification(400, 3, 10.0)
     assess = peers.LogisticOptimum(X, y)
-    model = PreconditionedSGDClassifier(tol=1e-8, random_state=0).fit(X, y)
+    model = PreconditionedSGDClassifier(alpha=0.0, tol=1e-8, random_state=0).fit(X, y)
     assert abs(assess(model)["gap, floors"]) < 1e-6
     model.coef_ = 0 * model.coef_
     model.intercept_ = np.zeros(1)
@@ -300,6 +302,12 @@ def check(rows, *columns):
 def test_estimator_theme_finds_the_correction_worth_it():
     none, gaussian = check(estimator.single_noise.run(n_seeds=1), "error / floor")
     assert gaussian["error / floor"] < 2 < none["error / floor"]
+
+
+def test_a_healthy_estimate_raises_no_word_and_each_failure_is_named():
+    for row in diagnosis.words.run(n_seeds=4):
+        assert row["named"] in (None, 1.0), row
+        assert row["other words"] == 0.0, row
 
 
 def test_estimator_peers_theme():
@@ -492,6 +500,12 @@ def test_wide_theme():
     assert used["images"] in ("exact", "pooled")
     assert max(row["gap"] for row in rows if "tol" in row["model"]) < 1e-2
     assert all(row["gap"] >= 0 for row in rows)
+
+
+def test_stream_themes():
+    rows = check(streams.law.run(n=1500, d=2, chunks=(100,), n_seeds=1), "loss", "chunk")
+    assert all(-0.01 < row["random"] < 1 and row["by the target"] < 30 for row in rows)
+    check(streams.rows_one_by_one.run(d=3, n_rows={1: 5, 10: 50}), "time / SGD")
 
 
 def test_risk_theme_and_its_summary():

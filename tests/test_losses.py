@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn._loss.loss import HalfBinomialLoss, HalfPoissonLoss, HalfSquaredError
 from sklearn._loss.loss import HuberLoss as SklearnHuber
 
-from sklearn_gradhess._losses import HuberLoss, make_loss
+from sklearn_gradhess._losses import HuberLoss, MultinomialLoss, make_loss
 
 NAMES = ("squared_error", "huber", "log_loss", "poisson")
 METHODS = ("value", "gradient", "curvature")
@@ -248,3 +248,49 @@ def test_an_unknown_loss_is_named_with_the_known_ones():
         r"\['huber', 'log_loss', 'poisson', 'squared_error'\]\.",
     ):
         make_loss("hinge")
+
+
+@pytest.mark.parametrize("name", ["squared_error", "huber", "log_loss"])
+@given(data=st.data(), f=st.floats(-1e3, 1e3))
+def test_no_curvature_exceeds_the_largest_and_one_attains_it(name, data, f):
+    loss = make_loss(name)
+    y = data.draw(targets(name))
+    assert call(loss, "curvature", [y], [f])[0] <= loss.largest_curvature
+    assert call(loss, "curvature", [0.0], [0.0])[0] == loss.largest_curvature
+
+
+def test_poisson_curvature_has_no_bound():
+    assert make_loss("poisson").largest_curvature == np.inf
+
+
+# --- several classes
+
+
+def softmax_by_hand(raw_prediction):
+    return np.array([np.exp(row) / sum(np.exp(row)) for row in raw_prediction])
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 5])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
+def test_the_multinomial_hessian_of_a_row_is_that_of_its_probabilities(n_classes, scale, rng):
+    loss = MultinomialLoss()
+    raw = scale * rng.standard_normal((7, n_classes))
+    y = np.eye(n_classes)[rng.integers(0, n_classes, 7)]
+    for p, row, one_hot in zip(softmax_by_hand(raw), raw, y, strict=True):
+        hessian = np.diag(p) - np.outer(p, p)
+        arguments = one_hot[None], row[None]
+        np.testing.assert_allclose(loss.curvature(*arguments)[0], np.diag(hessian), rtol=1e-12)
+        found = [loss.hessian_product(*arguments, e[None])[0] for e in np.eye(n_classes)]
+        np.testing.assert_allclose(found, hessian, rtol=1e-11, atol=1e-15)
+        direction = rng.standard_normal(n_classes)
+        np.testing.assert_allclose(
+            loss.hessian_product(*arguments, direction[None])[0], hessian @ direction, atol=1e-13
+        )
+        assert np.all(loss.curvature(*arguments) <= loss.largest_curvature + 1e-15)
+    # rows do not see each other
+    direction = rng.standard_normal(raw.shape)
+    together = loss.hessian_product(y, raw, direction)
+    apart = [
+        loss.hessian_product(*(a[i : i + 1] for a in (y, raw, direction)))[0] for i in range(7)
+    ]
+    np.testing.assert_allclose(together, apart, rtol=1e-13)

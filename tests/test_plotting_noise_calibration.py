@@ -185,10 +185,10 @@ def test_the_estimator_is_left_alone_and_what_mends_it_not_used():
 
 def test_bad_calibration_is_the_subject_and_no_warning():
     with pytest.warns(CalibrationWarning):
-        clone(SINGLE).fit(DATA.data, DATA.target + 200.0)
+        clone(SINGLE).fit(DATA.data, 200.0 * DATA.target)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot(y=DATA.target + 200.0, variances=[0.0, N])
+        plot(y=200.0 * DATA.target, variances=[0.0, N])
 
 
 def test_inherent_noise_moves_the_calibrated_variance():

@@ -14,9 +14,16 @@ NOISES = ("antithetic", "single", "none")
 P = 3
 
 
-def empty(noise="antithetic", *, noise_scale=1.0, has_intercept=True, keep=False):
+def empty(
+    noise="antithetic", *, noise_scale=1.0, has_intercept=True, keep=False, inherent_variance=0.0
+):
     return GradientMemory.empty(
-        P, noise=noise, noise_scale=noise_scale, has_intercept=has_intercept, keep=keep
+        P,
+        noise=noise,
+        noise_scale=noise_scale,
+        has_intercept=has_intercept,
+        keep=keep,
+        inherent_variance=inherent_variance,
     )
 
 
@@ -38,7 +45,7 @@ def chunk(rng, batch, *, weights=None, noise="antithetic", n_redraws=1, clean=Tr
     return np.concatenate(parts, axis=1), np.zeros((0, P))
 
 
-def add(memory, batch, sums, groups, *, weights=None, batch_size=4, inherent_variance=0.0, cuts=()):
+def add(memory, batch, sums, groups, *, weights=None, batch_size=4, cuts=()):
     edges = [0, *cuts, len(sums)]
     runs = [
         (a, sums[a:b].copy(), groups if a == 0 else np.zeros_like(groups))
@@ -49,7 +56,6 @@ def add(memory, batch, sums, groups, *, weights=None, batch_size=4, inherent_var
         np.asarray(batch, dtype=np.int32),
         weights,
         batch_size=batch_size,
-        inherent_variance=inherent_variance,
     )
 
 
@@ -75,12 +81,14 @@ def test_gradients_are_sums_with_noise_calibrated_to_the_weight_of_the_batch(
     batch, w = np.repeat(np.arange(9), 4), rng.uniform(0.5, 2, 36)
     sums, groups = chunk(rng, batch, weights=w, noise=noise, n_redraws=2)
     memory = add(
-        empty(noise, noise_scale=noise_scale), batch, sums, groups, weights=w, inherent_variance=0.7
+        empty(noise, noise_scale=noise_scale, inherent_variance=0.7), batch, sums, groups, weights=w
     )
     rows, weights = [], []
     for b in range(9):
         total = w[batch == b].sum()
-        inherent = 0.7 if noise == "single" else 0.0  # antithetic noise cancels it
+        squares = (w[batch == b] ** 2).sum()
+        # a row's own noise is one draw of weight w; antithetic noise cancels it
+        inherent = 0.7 * squares / total if noise == "single" else 0.0
         amplitude = np.sqrt(noise_scale * total - inherent) / total
         clean = sums[b, -1] / total
         for j in range(1 if noise == "none" else 2):
@@ -136,7 +144,7 @@ def test_a_pending_batch_settles_as_the_small_batch_that_it_is(noise, rng):
     sums, groups = chunk(rng, batch, noise=noise)
     memory = add(empty(noise, keep=True), batch, sums, groups)
     assert (memory.n_batches, memory.n_samples, memory.offset) == (2, 10, 2)
-    settled = memory.settled(0.0)
+    settled = memory.settled()
     assert (settled.n_batches, settled.n_samples, settled.offset) == (3, 10, 0)
     assert settled.moments.weight == 10
     # two rows: noise of variance two, weight two
@@ -153,7 +161,7 @@ def test_the_effective_number_is_that_of_the_correlations(noise, clean_share, we
     batch = np.repeat(np.arange(4), 4)[:14]  # the last batch waits for two more rows
     w = rng.uniform(0.5, 2, 14) if weighted else None
     sums, groups = chunk(rng, batch, weights=w, noise=noise, n_redraws=3)
-    memory = add(empty(noise), batch, sums, groups, weights=w).settled(0.0)
+    memory = add(empty(noise), batch, sums, groups, weights=w).settled()
     w = np.ones(14) if w is None else w
     owner, weight = np.repeat(np.arange(4), 3), np.repeat(np.bincount(batch, w), 3)
     rows = np.bincount(batch, w**2) / np.bincount(batch, w) ** 2
@@ -189,14 +197,14 @@ def test_weights_without_squares_are_counted(unit, rng):
 def test_without_a_pending_batch_there_is_nothing_to_settle(noise, rng):
     batch = np.repeat(np.arange(3), 4)
     memory = add(empty(noise), batch, *chunk(rng, batch, noise=noise))
-    assert memory.settled(0.0) is memory
+    assert memory.settled() is memory
 
 
 def test_an_incomplete_batch_with_too_much_inherent_noise_gets_none_on_top(rng):
     batch = np.array([0, 0, 0, 0, 1])
     sums, groups = chunk(rng, batch, noise="single")
-    memory = add(empty("single", keep=True), batch, sums, groups, inherent_variance=3.0)
-    gradients, _ = memory.settled(3.0).kept[-1]
+    memory = add(empty("single", keep=True, inherent_variance=3.0), batch, sums, groups)
+    gradients, *_ = memory.settled().kept[-1]
     np.testing.assert_allclose(gradients[0], sums[1, 1])
 
 
@@ -220,8 +228,8 @@ def test_a_memory_is_a_value_that_later_chunks_leave_alone(noise, rng):
     pair = rng.standard_normal((2, 5, P))
     add(memory, [0, 0, 1], *chunk(rng, np.array([0, 0, 1]), noise=noise))
     memory.add_gradients(pair[0], pair[1] if noise == "antithetic" else None, batch_size=4)
-    memory.settled(0.0).merge(memory.settled(0.0))
-    memory.estimate(correct=True, inherent_variance=1.0, includes_excess=False)
+    memory.settled().merge(memory.settled())
+    memory.estimate(correct=True)
     assert_same(memory, before)
     for field in fields(memory):
         if isinstance(getattr(before, field.name), np.ndarray):
@@ -261,7 +269,7 @@ def test_merging_remembers_the_gradients_of_both(noise, rng):
 
     merged = seen(one).merge(seen(two))
     assert_same(merged, seen(slice(None)))
-    np.testing.assert_array_equal(np.concatenate([rows for rows, _ in merged.kept])[:8],
+    np.testing.assert_array_equal(np.concatenate([rows for rows, *_ in merged.kept])[:8],
                                   seen(one).kept[0][0])  # fmt: skip
 
 
@@ -269,7 +277,7 @@ def test_merging_remembers_the_gradients_of_both(noise, rng):
 def test_antithetic_hessian_is_the_second_moment_over_the_noise_scale(noise_scale, rng):
     plus, minus = rng.standard_normal((2, 30, P))
     memory = empty(noise_scale=noise_scale).add_gradients(plus, minus, batch_size=4)
-    estimate = memory.estimate(correct=True, inherent_variance=5.0, includes_excess=False)
+    estimate = memory.estimate(correct=True)
     half = (minus - plus) / 2
     np.testing.assert_allclose(
         estimate.factor.T @ estimate.factor, half.T @ half / 30 / noise_scale, atol=1e-13
@@ -292,15 +300,18 @@ def test_antithetic_excess_risk_is_the_mean_product_of_different_groups(rng):
             if a % N_GROUPS != b % N_GROUPS:
                 product += clean[a] @ inverse @ clean[b]
                 pairs += 1
-    estimate = memory.estimate(correct=False, inherent_variance=0.0, includes_excess=False)
-    assert estimate.excess_risk == pytest.approx((40 - P - 1) / 40 * product / pairs)
+    estimate = memory.estimate(correct=False)
+    # E[S^-1] given the rows, of batches of four; leverages of N Gaussian rows, which S has too
+    debias, n_rows = 1 - (P + 1) / 40 * (1 - 1 / 4), 160
+    leverage = (n_rows - 1) * (n_rows + 2) / (n_rows * (n_rows - P))
+    assert estimate.excess_risk == pytest.approx(debias * leverage * product / pairs)
 
 
 @pytest.mark.parametrize("k", [1, P, P + 1])
 def test_too_few_gradients_do_not_tell_the_excess_risk(k, rng):
     plus, minus = rng.standard_normal((2, k, P))
     memory = empty().add_gradients(plus, minus, batch_size=4)
-    estimate = memory.estimate(correct=False, inherent_variance=0.0, includes_excess=False)
+    estimate = memory.estimate(correct=False)
     assert np.isnan(estimate.excess_risk)
 
 
@@ -317,8 +328,9 @@ def test_without_correction_the_covariance_is_divided_by_the_total_noise_over_n(
     noise, noise_scale, inherent, divisor, rng
 ):
     g = rng.standard_normal((50, P))
-    memory = empty(noise, noise_scale=noise_scale).add_gradients(g, None, batch_size=4)
-    estimate = memory.estimate(correct=False, inherent_variance=inherent, includes_excess=False)
+    memory = empty(noise, noise_scale=noise_scale, inherent_variance=inherent)
+    memory = memory.add_gradients(g, None, batch_size=4)
+    estimate = memory.estimate(correct=False)
     np.testing.assert_allclose(
         estimate.factor.T @ estimate.factor, np.cov(g.T) / divisor, atol=1e-13
     )
@@ -332,7 +344,7 @@ def test_the_correction_is_that_of_the_closed_form_for_many_gradients(rng):
     # MATH section 2.1, tau/n = 1; its small-sample terms are O(1/k)
     g, n, k = rng.standard_normal((200_000, P)) + np.array([1.0, 0.5, 0.0]), 16, 200_000
     memory = empty("single", has_intercept=False).add_gradients(g, None, batch_size=n)
-    estimate = memory.estimate(correct=True, inherent_variance=0.0, includes_excess=False)
+    estimate = memory.estimate(correct=True)
     mean = g.mean(axis=0)
     M = np.cov(g.T) - np.outer(mean, mean) / n
     q = mean @ np.linalg.solve(M, mean)
@@ -346,8 +358,8 @@ def test_the_correction_is_that_of_the_closed_form_for_many_gradients(rng):
 
 def test_a_mean_gradient_past_saturation_is_left_uncorrected(rng):
     g = rng.standard_normal((50, P)) + 100.0
-    memory = empty("single").add_gradients(g, None, batch_size=4)
-    estimate = memory.estimate(correct=True, inherent_variance=0.0, includes_excess=False)
+    memory = empty("single", has_intercept=False).add_gradients(g, None, batch_size=4)
+    estimate = memory.estimate(correct=True)
     assert estimate.correction == "none"
     assert np.isnan(estimate.excess_risk)
     np.testing.assert_allclose(estimate.factor.T @ estimate.factor, np.cov(g.T), atol=1e-12)
@@ -359,17 +371,15 @@ def test_the_intercept_shows_how_much_noise_there_was(noise_scale, drawn):
     # the intercept's half difference is the mean of the noise: plus or minus its deviation / n
     h = np.tile([[1.0], [-1.0]], (10, P)) * np.sqrt(drawn)
     memory = empty(noise_scale=noise_scale).add_gradients(-h, h, batch_size=4)
-    assert memory.noise_ratio(0.0, includes_excess=False) == pytest.approx(drawn / noise_scale)
+    assert memory.noise_ratio(0.0) == pytest.approx(drawn / noise_scale)
 
 
-@pytest.mark.parametrize("includes_excess", [True, False])
-def test_single_noise_is_told_apart_from_the_excess_risk(includes_excess, rng):
+def test_single_noise_is_told_apart_from_the_excess_risk(rng):
     g = rng.standard_normal((30, P)) + 1.0
     memory = empty("single", noise_scale=2.0).add_gradients(g, None, batch_size=4)
-    # n Var(g_0) = tau + m^2 - mean(g_0)^2; an estimate from residuals has m^2 in tau
-    tau = 4 * np.var(g[:, 0], ddof=1) + g[:, 0].mean() ** 2 - (0 if includes_excess else 0.5)
-    ratio = memory.noise_ratio(0.5, includes_excess=includes_excess)
-    assert ratio == pytest.approx(tau / (4 * 2.0))
+    # n Var(g_0) = tau + m^2 - mean(g_0)^2
+    tau = 4 * np.var(g[:, 0], ddof=1) + g[:, 0].mean() ** 2 - 0.5
+    assert memory.noise_ratio(0.5) == pytest.approx(tau / (4 * 2.0))
 
 
 @pytest.mark.parametrize(
@@ -383,7 +393,7 @@ def test_where_the_noise_does_not_show_its_ratio_is_nan(memory, rng):
         memory = memory.add_gradients(
             pair[0], pair[1] if memory.noise == "antithetic" else None, batch_size=4
         )
-    assert np.isnan(memory.noise_ratio(0.0, includes_excess=False))
+    assert np.isnan(memory.noise_ratio(0.0))
 
 
 @pytest.mark.parametrize("noise", ["antithetic", "single"])
@@ -407,7 +417,7 @@ def test_kept_gradients_are_those_of_the_centred_features(noise, rng):
 def test_kept_gradients_of_unequal_weight_keep_their_second_moment(rng):
     batch = np.array([0] * 4 + [1] * 4 + [2])
     memory = empty(has_intercept=False, keep=True)
-    memory = add(memory, batch, *chunk(rng, batch)).settled(0.0)
+    memory = add(memory, batch, *chunk(rng, batch)).settled()
     rows = memory.kept_gradients(np.zeros(P))
     np.testing.assert_allclose(rows.T @ rows / 3, memory.moments.covariance(), atol=1e-13)
 
