@@ -19,10 +19,23 @@ from benchmarks import (
     scaling,
     solver,
     streams,
+    wide,
 )
 from benchmarks.report import Theme, environment, merge, read, render, select, write
 
-MODULES = (estimator, diagnosis, memory, solver, grid, scaling, streams, real_data, risk, networks)
+MODULES = (
+    estimator,
+    diagnosis,
+    memory,
+    solver,
+    grid,
+    scaling,
+    streams,
+    real_data,
+    risk,
+    networks,
+    wide,
+)
 THEMES = [value for module in MODULES for value in vars(module).values() if type(value) is Theme]
 DEFAULT_PATH = Path(__file__).with_name("results.json")
 
