@@ -18,7 +18,8 @@ _DEALT = 2e-9  # and into a sum over a batch
 _READ = 1e-9  # in a pass: prediction and adjoint
 _SPARSE = 6e-9  # a stored entry, in a pass
 _ROW = 6e-8  # derivatives of the loss of a row
-_SKETCHED = 40  # batches a coefficient of a sketch for conjugate gradients
+_SKETCHED = (8, 40)  # batches a coefficient of a sketch for conjugate gradients: least, most
+_COEFFICIENTS = 4000  # over their number, between the two: as measured at 100, 300 and 500
 _FEWEST = 8  # rows in a batch of a sketch that is worth its while
 _SPARE = 16  # batches more than coefficients, below which the inverse has no mean to speak of
 _SHARE = 8  # rows, of which one serves for a start
@@ -109,7 +110,7 @@ def plan(
         preconditioner = _cheaper(n, p, density, n_columns, quadratic, coupled, memory)
     if preconditioner in ("diagonal", "sample_space", "pooled"):
         return Plan(preconditioner, "newton", n, 1)
-    batches = oversampling or (4 if steps else _SKETCHED)
+    batches = oversampling or (4 if steps else _batches(p))
     wanted = int(max(batches * p, p + _SPARE))
     share = _SHARE if not quadratic and n >= max(_LARGE, _SHARE * _START * p) else 1
     if preconditioner == "auto":
@@ -133,7 +134,7 @@ def _cheaper(
     costs, one_pass = {}, _pass(n, p, density, n_columns)
 
     def newton(size: int, columns: int) -> float:
-        wanted = _SKETCHED * size
+        wanted = int(_batches(size) * size)
         made = _cost_of_hessian(n, size, columns)
         if n >= 2 * wanted:
             made = min(made, _cost_of_sketch(n, size, wanted, density, columns))
@@ -150,6 +151,11 @@ def _cheaper(
             gram = n * p * (_ENTRY + n * _FLOP) + 10 * n**3 * _FLOP
             costs["sample_space"] = gram + newton(n, n_columns)
     return min(costs, key=lambda name: costs[name])
+
+
+def _batches(p: int) -> float:
+    """Batches a coefficient: more shrink the error faster, and their Gram matrix costs p^3 each."""
+    return float(np.clip(_COEFFICIENTS / p, *_SKETCHED))
 
 
 def _pass(n: int, p: int, density: float, n_columns: int = 1) -> float:
