@@ -53,8 +53,8 @@ print(f"{len(texts):,} paragraphs of {len(PACKAGES)} packages")
 
 # %%
 # With tf-idf, and the default of every model. LogisticRegression penalises coefficients as they
-# are, ours those of features in units of their standard deviation; `penalty_units="raw"` has the same
-# minimum as LogisticRegression.
+# are, ours those of features in units of their standard deviation; `penalty_units="raw"` has the
+# same minimum as LogisticRegression.
 vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2)
 X, X_test = vectorizer.fit_transform(train), vectorizer.transform(test)
 models = {
