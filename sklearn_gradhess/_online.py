@@ -35,6 +35,8 @@ _ROWS = 64  # of the past, a coefficient
 _LEAST_ROWS = 1024
 _DOUBT = 0.1  # statistical errors that the sample may add without a word
 _MANY = 10  # rows a coefficient that should have seen two classes
+_SCALES = 20  # that are tried for a solution
+_CLOSE = 1e-3  # relative error of a scale that is none, times the root of the observations
 _GROWTH = 1.25  # of the rows, until a solution that nobody has asked for is found
 
 
@@ -330,7 +332,7 @@ class ConvexStream:
                 one_class=self.one_class and model._uniform,
             )
         model = model._recentred()
-        found = minimise(model._objective(), model.last)
+        model, found = model._solved()
         uniform = model._uniform
         model = replace(
             model,
@@ -388,7 +390,40 @@ class ConvexStream:
         """The minimum for all rows seen, and what is known of it."""
         if self.settled:
             return self.last or Minimum(self.anchor, self.linear)  # of no rows: zero
-        return minimise(self._objective(), self.last)
+        return self._solved()[1]
+
+    def _solved(self) -> tuple["ConvexStream", Minimum]:
+        """Minimise, at the scale that the residuals of the minimum have, if the loss has one."""
+        model = self
+        if self.loss.scale is not None and not (self.n_solved or self.quadratics):
+            model = model._at_scale_of(np.zeros_like(self.linear))
+        found = minimise(model._objective(), model.last)
+        # Of the rows of a fit nothing is kept that would tell their scale: it stays
+        if self.loss.scale is None or self.quadratics:
+            return model, found
+        for _ in range(_SCALES):
+            after = model._at_scale_of(found.W)
+            if abs(np.log(after.loss.scale / model.loss.scale)) <= _CLOSE / np.sqrt(self._count):
+                break
+            model, found = after, minimise(after._objective(), found)
+        return model, found
+
+    @property
+    def _count(self) -> float:
+        """Observations seen."""
+        return self.seen.weight * self.seen.per_weight
+
+    def _at_scale_of(self, W: Array) -> "ConvexStream":
+        """Return the model with the loss for the residuals of W."""
+        objective, p = self._objective(), len(W)
+        residual = (objective.rows.Y - objective.predict(W))[:, 0]
+        if not W.any():
+            residual = residual - np.median(residual)
+        weight = objective.rows.total * (len(residual) / objective.rows.total.sum())
+        scale = self.loss.residual_scale(residual, weight, self._count, p)
+        size = np.abs(objective.rows.Y).mean() or 1.0
+        loss = self.loss.at_scale(max(scale, 1e-9 * size), self._count, p)
+        return replace(self, loss=loss)
 
     @property
     def coefficients(self) -> Array:

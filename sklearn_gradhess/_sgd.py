@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
 from sklearn_gradhess._fitted import OneFactor
 from sklearn_gradhess._inference import Inference, infer
+from sklearn_gradhess._losses import Loss
 from sklearn_gradhess._memory import allowed, refuse_many_rows, refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
@@ -25,6 +26,7 @@ from sklearn_gradhess._penalty import Penalty, Spread
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem
+from sklearn_gradhess._scale_estimate import estimate_scale
 from sklearn_gradhess._single import Approach, InterceptFirst, SingleGradients
 from sklearn_gradhess._sketch import given_factor
 from sklearn_gradhess._solver import Settings, Solution, record_of, solve
@@ -114,14 +116,20 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 X, Y, loss, sample_weight, labels, rng
             )
         problem, self._fit_saw = self._problem(X, Y, loss, sample_weight)
-        monitor = Monitor(self, X, labels, held_out)
         with blas_threads(X.shape[1]):
             if self.noise == "single":
+                monitor = Monitor(self, X, labels, held_out)
                 solution = self._solve_single(problem, sample_weight, rng, start, monitor)
             else:
-                solution = solve(
-                    problem, self._settings(problem, sample_weight, monitor), rng, start
-                )
+                settings = self._settings(problem, sample_weight)
+                loss, start, n_passes = estimate_scale(problem, settings, rng, start)
+                problem = replace(problem, loss=loss)
+                self._fit_saw = self._fit_saw._replace(loss=loss)
+                held_out = held_out and replace(held_out, loss=loss)
+                monitor = Monitor(self, X, labels, held_out)
+                settings = replace(settings, on_iteration=monitor, shows_coef=monitor.sees_coef)
+                solution = solve(problem, settings, rng, start)
+                solution = solution._replace(n_passes=solution.n_passes + n_passes)
             monitor.close(solution.W)
             self._store_solution(solution, problem)
         self._store(solution.W, X.dtype)
@@ -154,7 +162,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         )
         return problem, fit_saw(problem, weight, unit, spread)
 
-    def _settings(self, problem: Problem, sample_weight: Any, monitor: Monitor) -> Settings:
+    def _settings(self, problem: Problem, sample_weight: Any) -> Settings:
         """Parameters of the estimator as the solver takes them."""
         steps = StepSettings(
             None if isinstance(self.batch_size, str) else self.batch_size,
@@ -207,8 +215,6 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             n_threads=effective_n_threads(),
             given=self._given(problem, sample_weight),
             safeguard=not plain and self.variance_reduction,
-            on_iteration=monitor,
-            shows_coef=monitor.sees_coef,
         )
 
     def _hold_out(
@@ -284,14 +290,19 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 f"noise='single' sees one gradient a batch, but there are {problem.Y.shape[1]} "
                 "outputs or classes. Fit one model an output, or use noise='antithetic'."
             )
+        if problem.loss.scale is not None or problem.loss.calibration is None:
+            raise ValueError(
+                f"noise='single' sees gradients, and loss={problem.loss.name!r} needs the scale of "
+                "the residuals, which they do not tell. Use another loss, or noise='antithetic'."
+            )
+        calibration = problem.loss.calibration
 
         def estimator(seed: int) -> GradientCovarianceEstimator:
             return GradientCovarianceEstimator(
                 batch_size=self.batch_size,
                 noise="single",
                 noise_scale=self.noise_scale,
-                loss=self.loss,
-                epsilon=getattr(self, "epsilon", 1.35),
+                **calibration,
                 assume_centered=not problem.has_intercept,
                 shuffle=self.shuffle,
                 random_state=seed,
@@ -345,7 +356,14 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         )
         if not problem.loss.likelihood:
             self._dispersion = self._dispersion / free if free > 0 else np.nan
+        self._keep_loss(problem.loss)
         self.__dict__.pop("_online", None)
+
+    def _keep_loss(self, loss: Loss) -> None:
+        for name in getattr(self, "_loss", loss).fitted:
+            self.__dict__.pop(name, None)
+        self._loss = loss
+        self.__dict__.update(loss.fitted)
 
     @property
     def covariance_estimator_(self) -> GradientCovarianceEstimator:
@@ -354,6 +372,11 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             return self._estimator
         if not hasattr(self, "history_"):
             raise AttributeError("covariance_estimator_ is there after fit alone.")
+        if self._loss.calibration is None:
+            raise AttributeError(
+                f"covariance_estimator_ is not there for loss={self.loss!r}, to which no noise is "
+                "calibrated."
+            )
         if not self._factors:
             d = self.n_features_in_
             raise AttributeError(
@@ -369,8 +392,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             n_samples=n_samples,
             batch_size=batch_size,
             has_intercept=bool(self.fit_intercept),
-            loss=self.loss,
-            epsilon=getattr(self, "epsilon", 1.35),
+            **self._loss.calibration,
         )
 
     def _inference(self, name: str) -> Inference:

@@ -29,7 +29,7 @@ from sklearn_gradhess._sketch import PROBES, Sketched, hessian_factor, sketch_fa
 from sklearn_gradhess._steps import Made, Steps, StepSettings
 from sklearn_gradhess._validation import largest_entry
 
-__all__ = ["Settings", "Solution", "record_of", "separated", "solve"]
+__all__ = ["Settings", "Solution", "goal_of", "part_of", "record_of", "separated", "solve"]
 
 Array = npt.NDArray[np.float64]
 # Share of the tolerance that is asked of small data, where passes cost nothing, and entries of
@@ -101,10 +101,8 @@ class _Fit:
 
     @property
     def goal(self) -> Goal:
-        """Decrement to stop at: deeper where a pass costs next to nothing."""
-        problem, exact = self.problem, self.settings.plan.preconditioner == "exact"
-        size = problem.n * problem.p / _LARGE
-        return Goal(self.settings.tol, float(np.clip(size**3, _DEEP, 1.0)) if exact else 1.0)
+        """When to stop."""
+        return goal_of(self.problem, self.settings)
 
     def sketched(self, weights: Array | None, target: Array | None = None) -> Sketched:
         """Hessian with these weights of rows, as the plan has it."""
@@ -199,6 +197,13 @@ class _Fit:
         """Directions u with E u u' the inverse of P, whatever it was made of."""
         draw = self.rng.standard_normal
         return [T @ draw((T.shape[1], PROBES)) / np.sqrt(PROBES) for T in factor.roots]
+
+
+def goal_of(problem: Problem, settings: Settings) -> Goal:
+    """Decrement to stop at: deeper where a pass costs next to nothing."""
+    size = problem.n * problem.p / _LARGE
+    exact = settings.plan.preconditioner == "exact"
+    return Goal(settings.tol, float(np.clip(size**3, _DEEP, 1.0)) if exact else 1.0)
 
 
 def solve(
@@ -437,20 +442,12 @@ def _refuse_overflow(problem: Problem, values: Array) -> None:
 def _of_a_share(fit: _Fit) -> Array | None:
     """Coefficients of a share of the rows: many steps at little cost, some errors away."""
     problem, share = fit.problem, fit.settings.plan.share
-    if share == 1:
+    part = None if share == 1 else part_of(problem, share, fit.rng)
+    if part is None:
         return None
-    # One of each run of rows, so that sorted rows are all served
-    runs = np.arange(0, problem.n - share + 1, share)
-    rows = runs + fit.rng.integers(share, size=len(runs))
-    weight = None if problem.weight is None else problem.weight[rows]
-    if weight is not None:
-        if not weight.any():
-            return None
-        weight = weight * (len(weight) / weight.sum())
-    part = replace(problem, X=problem.X[rows], Y=problem.Y[rows], weight=weight, count=0.0)
     settings = replace(
         fit.settings,
-        plan=choose(len(rows), problem.p, quadratic=False),
+        plan=choose(part.n, problem.p, quadratic=False),
         tol=_COARSE,
         max_iter=20,
         on_iteration=None,
@@ -459,6 +456,19 @@ def _of_a_share(fit: _Fit) -> Array | None:
     found = _descend(inner, None)
     fit.data.passes += inner.data.passes / share
     return None if found.ending is Ending.SEPARABLE else found.W
+
+
+def part_of(problem: Problem, share: int, rng: np.random.Generator) -> Problem | None:
+    """Draw one of so many rows; None if all that are drawn weigh nothing."""
+    # One of each run of rows, so that sorted rows are all served
+    runs = np.arange(0, problem.n - share + 1, share)
+    rows = runs + rng.integers(share, size=len(runs))
+    weight = None if problem.weight is None else problem.weight[rows]
+    if weight is not None:
+        if not weight.any():
+            return None
+        weight = weight * (len(weight) / weight.sum())
+    return replace(problem, X=problem.X[rows], Y=problem.Y[rows], weight=weight, count=0.0)
 
 
 def record_of(look: Look, passes: float, clock: float) -> dict[str, Any]:

@@ -132,6 +132,7 @@ class StreamMixin:
         for name in (*_REPORTS, *_FIT, "coef_", "intercept_"):
             vars(self).pop(name, None)
         vars(self).update(attributes)
+        self._keep_loss(model.loss)  # type: ignore[attr-defined]
         self._online = model
         self._stream_dtype = X.dtype
         self.t_ = getattr(self, "t_", 0) + len(Y)
@@ -160,6 +161,7 @@ class StreamMixin:
         """Return the model that stands for the solution of `fit` and its Hessian."""
         saw, factors = self._fit_saw, self._factors
         _refuse_change(saw, loss, has_intercept, t)
+        loss = saw.loss  # at its scale
         W = self._coefficients()  # type: ignore[attr-defined]
         if not factors:
             raise ValueError(
@@ -260,8 +262,8 @@ def _refuse_overflow(X: Any, Y: Array) -> None:
 
 def _refuse_change(model: OnlineModel | FitSaw, loss: Any, has_intercept: bool, t: int) -> None:
     """Raise ValueError where a parameter has changed that the rows so far were seen with."""
-    then = {"fit_intercept": model.has_intercept, "loss": model.loss.name, **vars(model.loss)}
-    now = {"fit_intercept": has_intercept, "loss": loss.name, **vars(loss)}
+    then = {"fit_intercept": model.has_intercept, "loss": model.loss.name, **model.loss.parameters}
+    now = {"fit_intercept": has_intercept, "loss": loss.name, **loss.parameters}
     for name, value in now.items():
         if name in then and then[name] != value:
             raise ValueError(

@@ -51,7 +51,7 @@ _FEWER_FEATURES = (
     "by sklearn.decomposition.TruncatedSVD."
 )
 # Settings that two estimators must share for their gradients to have the same law
-_IDENTITY = ("noise", "noise_scale", "inherent_variance", "loss", "epsilon")
+_IDENTITY = ("noise", "noise_scale", "inherent_variance", "loss", "epsilon", "power")
 
 
 def gradient_covariance(
@@ -177,13 +177,16 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         Single noise, or none but a known inherent one: remove the nuisance by a formula that is
         exact for Gaussian features, and wrong for heavy tails or plus-minus-one features. "auto":
         for the squared loss.
-    loss : {"squared_error", "log_loss", "poisson", "huber"}, default="squared_error"
-        Loss whose Hessian at `coef` is wanted, with log link for "poisson" and targets in [0, 1]
-        for "log_loss". Noise is calibrated to its curvature. Beyond the squared loss,
-        `covariance_` is the Hessian with the intercept eliminated, and `location_` the
-        curvature-weighted mean of the features.
+    loss : {"squared_error", "log_loss", "poisson", "gamma", "tweedie", "huber"}, \
+            default="squared_error"
+        Loss whose Hessian at `coef` is wanted, with log link for "poisson", "gamma" and "tweedie",
+        and targets in [0, 1] for "log_loss". Noise is calibrated to its curvature. Beyond the
+        squared loss, `covariance_` is the Hessian with the intercept eliminated, and `location_`
+        the curvature-weighted mean of the features.
     epsilon : float, default=1.35
         Where the Huber loss turns linear, in units of y.
+    power : float, default=1.5
+        Power of the mean that the variance of "tweedie" is proportional to, between 1 and 2.
     n_redraws : int, default=1
         Draws of noise for each batch. More draws lower the error that the noise adds, not the one
         that the rows have; redrawn gradients are not independent data.
@@ -291,8 +294,9 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         "inherent_variance": [Interval(Real, 0, None, closed="left"), StrOptions({"estimate"})],
         "noise_distribution": [StrOptions({"rademacher", "normal"})],
         "correction": [StrOptions({"auto", "gaussian", "none"})],
-        "loss": [StrOptions({"squared_error", "log_loss", "poisson", "huber"})],
+        "loss": [StrOptions({"squared_error", "log_loss", "poisson", "gamma", "tweedie", "huber"})],
         "epsilon": [Interval(Real, 0, None, closed="neither")],
+        "power": [Interval(Real, 1, 2, closed="neither")],
         "n_redraws": [Interval(Integral, 1, None, closed="left")],
         "shuffle": ["boolean"],
         "shrinkage": [
@@ -318,6 +322,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         correction: str = "auto",
         loss: str = "squared_error",
         epsilon: float = 1.35,
+        power: float = 1.5,
         n_redraws: int = 1,
         shuffle: bool = True,
         shrinkage: float | str | None = None,
@@ -335,6 +340,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         self.correction = correction
         self.loss = loss
         self.epsilon = epsilon
+        self.power = power
         self.n_redraws = n_redraws
         self.shuffle = shuffle
         self.shrinkage = shrinkage
@@ -582,7 +588,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         rng = copy.deepcopy(self._rng)
         # What is not finite shows in the sums
         with np.errstate(all="ignore"), blas_threads(d):
-            loss = make_loss(self.loss, epsilon=self.epsilon)
+            loss = make_loss(self.loss, epsilon=self.epsilon, power=self.power)
             gradient, curvature = derivatives(X, y, loss, coef, intercept)
             seen = inherent_noise(
                 self.inherent_variance, gradient, curvature, sample_weight, noise=self.noise

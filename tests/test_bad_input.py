@@ -680,6 +680,14 @@ def test_huber_losses_of_unlike_epsilon_do_not_merge():
         mine.merge(theirs)
 
 
+def test_tweedie_losses_of_unlike_power_do_not_merge():
+    mine, theirs = (
+        make(loss="tweedie", power=power).partial_fit(X, np.abs(Y)) for power in (1.2, 1.7)
+    )
+    with refused(ValueError, r"with power=1\.2 and power=1\.7", mine, theirs):
+        mine.merge(theirs)
+
+
 def test_estimators_of_other_features_do_not_merge():
     mine, theirs = seen(), make().partial_fit(X[:, :3])
     match = r"^Cannot merge estimators with n_features_in_=4 and n_features_in_=3"

@@ -10,12 +10,8 @@ from scipy.optimize import approx_fprime
 
 from sklearn_gradhess._block_newton import Objective, Quadratic, minimise, whitened
 from sklearn_gradhess._kept_rows import KeptRows
-from sklearn_gradhess._losses import (
-    HuberLoss,
-    LogisticLoss,
-    MultinomialLoss,
-    PoissonLoss,
-)
+from sklearn_gradhess._losses import HuberLoss, LogisticLoss, PoissonLoss
+from sklearn_gradhess._multinomial import MultinomialLoss
 
 LOSSES = {
     "log_loss": LogisticLoss(),
