@@ -6,8 +6,8 @@ Which package does a piece of documentation come from? The texts are the docstri
 files of NumPy, SciPy and scikit-learn, cut into paragraphs: real text that is there
 wherever this package is. Words and pairs of words make far more features than a matrix of their
 square has room for; :class:`~sklearn_gradhess.PreconditionedSGDClassifier` then goes by the
-diagonal of the Hessian, of which it tells in `preconditioner_`. No learning rate and no penalty are
-tuned for anybody.
+diagonal of the Hessian, of which it tells in `preconditioner_`. Nothing is tuned for
+anybody.
 """
 
 import ast
@@ -52,14 +52,14 @@ train, test, y, y_test = train_test_split(texts, labels, random_state=0, stratif
 print(f"{len(texts):,} paragraphs of {len(PACKAGES)} packages")
 
 # %%
-# With tf-idf, and the default of every model. LogisticRegression penalises coefficients as they
-# are, ours those of features in units of their standard deviation; `penalty_units="raw"` has the
-# same minimum as LogisticRegression.
+# With tf-idf. A raw penalty is that of LogisticRegression, with the same minimum. The default, per
+# standard deviation of each feature, makes a fit independent of units; of words it penalises the
+# rare ones much less, and wants a larger `alpha` than its default here.
 vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2)
 X, X_test = vectorizer.fit_transform(train), vectorizer.transform(test)
 models = {
-    "PreconditionedSGDClassifier": PreconditionedSGDClassifier(random_state=0),
-    "the same, raw penalty": PreconditionedSGDClassifier(penalty_units="raw", random_state=0),
+    "PreconditionedSGD, raw": PreconditionedSGDClassifier(penalty_units="raw", random_state=0),
+    "PreconditionedSGD, std": PreconditionedSGDClassifier(random_state=0),
     "LogisticRegression": LogisticRegression(max_iter=1000),
     "SGDClassifier": SGDClassifier(loss="log_loss", random_state=0),
 }
@@ -83,7 +83,7 @@ def compare(X, X_test):
 
 print(f"Words and pairs: {X.shape[1]:,} features, {X.nnz / X.shape[0]:.0f} of them a paragraph")
 words = compare(X, X_test)
-ours = models["PreconditionedSGDClassifier"]
+ours = models["PreconditionedSGD, raw"]
 print(
     f"By the {ours.preconditioner_}: {ours.n_passes_:.0f} passes over X, "
     f"{ours.df_:.0f} effective coefficients of {ours.coef_.size:,}"

@@ -16,8 +16,9 @@ from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegre
 from sklearn_gradhess._conjugate_gradients import ByGains, Need, conjugate_gradients
 from sklearn_gradhess._descent import Ending
 from sklearn_gradhess._diagonal import centred_squares, diagonal_hessian
-from sklearn_gradhess._losses import MultinomialLoss, make_loss
+from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._memory import matrices
+from sklearn_gradhess._multinomial import MultinomialLoss
 from sklearn_gradhess._plan import Plan, plan
 from sklearn_gradhess._pooled import pooled_hessian
 from sklearn_gradhess._rows import Problem
