@@ -54,7 +54,7 @@ print(f"{len(texts):,} paragraphs of {len(PACKAGES)} packages")
 # %%
 # With tf-idf. A raw penalty is that of LogisticRegression, with the same minimum. The default, per
 # standard deviation of each feature, makes a fit independent of units; of words it penalises the
-# rare ones much less, and wants a larger `alpha` than its default here.
+# rare ones much less, and its default `alpha` is too small for these data.
 vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2)
 X, X_test = vectorizer.fit_transform(train), vectorizer.transform(test)
 models = {
