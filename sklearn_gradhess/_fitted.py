@@ -13,6 +13,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage, oas
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._moments import centered_block, triangular_factor
 from sklearn_gradhess._preconditioner import factorize
 from sklearn_gradhess._schemes import GradientMemory
@@ -262,6 +263,7 @@ class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         step = self._preconditioner.solve(g[1:] - location * g[0])
         return np.concatenate([[g[0] / curvature - location @ step], step])
 
+    @by_block
     def transform(self, X: Any) -> npt.NDArray[np.floating]:
         """Whiten: subtract `location_` and give the features the identity covariance.
 

@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
 from sklearn_gradhess._memory import refuse_wide
 from sklearn_gradhess._moments import triangular_factor
@@ -48,6 +49,7 @@ _REPORTS = (
     "n_passes_",
     "learning_rate_",
     "converged_",
+    "n_rounds_",
     "preconditioner_",
     "_estimator",
 )
@@ -105,11 +107,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         labels: Any,
     ) -> Self:
         """Minimise, telling callbacks and early stopping of each iteration; store the result."""
-        seed = self.random_state
-        if not isinstance(seed, Integral):
-            seed = as_generator(seed).integers(2**63)
-        # Data made with the same seed must not share its numbers with the solver
-        rng = np.random.default_rng([int(seed), *b"solver"])
+        rng = self._generator()
         held_out = None
         if self.early_stopping:
             X, Y, sample_weight, labels, held_out = self._hold_out(
@@ -137,6 +135,13 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         self._store(solution.W, X.dtype)
         self._warn(solution, problem)
         return self
+
+    def _generator(self) -> np.random.Generator:
+        seed = self.random_state
+        if not isinstance(seed, Integral):
+            seed = as_generator(seed).integers(2**63)
+        # Data made with the same seed must not share its numbers with the solver
+        return np.random.default_rng([int(seed), *b"solver"])
 
     def _settings(self, problem: Problem, sample_weight: Any, monitor: Monitor) -> Settings:
         """Parameters of the estimator as the solver takes them."""
@@ -292,7 +297,8 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         self._factors = list(factor.factors)
         self._sketched = (factor.n_batches, factor.batch_size, problem.n)
         self._n_seen = float(problem.observations)
-        self.__dict__.pop("_online", None)
+        for name in ("_online", "n_rounds_"):
+            self.__dict__.pop(name, None)
 
     @property
     def covariance_estimator_(self) -> GradientCovarianceEstimator:
@@ -417,6 +423,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             W[0] = intercept
         return W
 
+    @by_block
     def _raw_prediction(self, X: Any) -> Array:
         check_is_fitted(self)
         X = validate_data(

@@ -12,6 +12,8 @@ from sklearn.utils import check_scalar
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_gradhess._dask import by_block
+from sklearn_gradhess._dask_covariance import log_likelihood_by_block, see_blocks
 from sklearn_gradhess._fitted import FittedCovarianceMixin
 from sklearn_gradhess._gradients import (
     batch_index,
@@ -36,6 +38,7 @@ from sklearn_gradhess._validation import (
     check_target,
     check_weights,
     effective_n_threads,
+    is_dask,
     refuse_overflow,
     unchanged_on_error,
 )
@@ -359,7 +362,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        X : {array-like, sparse matrix, dask collection} of shape (n_samples, n_features)
             Features; float32 and float64 are read as they are, without a copy.
         y : array-like of shape (n_samples,), default=None
             Targets. None stands for targets that `coef` and `intercept` predict exactly. The
@@ -384,11 +387,14 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             the batch size exceeds the number of rows, or the inherent noise exceeds the total, by
             more than chance where it is estimated.
         TypeError
-            If X or y is a dask collection or a tensor.
+            If X or y is a tensor, or y of dask and X is not.
         """
         with unchanged_on_error(self):
             self.__dict__.pop("_memory", None)
-            self._see_data(X, y, sample_weight, coef, intercept, whole=True)
+            if is_dask(X):
+                see_blocks(self, X, y, sample_weight, coef, intercept)
+            else:
+                self._see_data(X, y, sample_weight, coef, intercept, whole=True)
             for failure in failures(self):
                 if failure.visible_in_fit:
                     warnings.warn(str(failure), CalibrationWarning, stacklevel=3)
@@ -660,9 +666,12 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             Mean log-likelihood of a row, under `location_` and `covariance_`.
         """
         check_is_fitted(self)
+        if is_dask(X_test):
+            return log_likelihood_by_block(self, X_test)
         return super().score(X_test, y)
 
     @available_if(_covariance_of_features)
+    @by_block
     def mahalanobis(self, X: Any) -> npt.NDArray[np.floating]:
         """Return the squared Mahalanobis distances of rows to `location_`.
 

@@ -9,6 +9,8 @@ from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 
+from sklearn_gradhess._dask import by_block
+from sklearn_gradhess._distributed import DaskMixin
 from sklearn_gradhess._losses import MultinomialLoss, make_loss
 from sklearn_gradhess._sgd import PreconditionedSGD
 from sklearn_gradhess._validation import (
@@ -17,6 +19,7 @@ from sklearn_gradhess._validation import (
     _fit_context,
     check_rows,
     check_weights,
+    is_dask,
     unchanged_on_error,
     with_callbacks,
 )
@@ -27,7 +30,7 @@ __all__ = ["PreconditionedSGDClassifier", "PreconditionedSGDRegressor"]
 Array = npt.NDArray[np.float64]
 
 
-class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, PreconditionedSGD):
+class PreconditionedSGDRegressor(DaskMixin, MultiOutputMixin, RegressorMixin, PreconditionedSGD):
     """Linear regression by gradient descent that needs no learning rate and no scaling.
 
     Takes raw features in any units and converges in as many passes at condition number 1 as at
@@ -97,19 +100,18 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         Intercept.
     n_iter_ : int
         Rounds.
-    n_passes_ : float
-        Passes over X, those for a preconditioner of its own making included.
+    n_passes_, n_rounds_ : float, int
+        Passes over X, those for a preconditioner included; rounds of questions to dask's workers.
     t_ : int
         Rows visited.
     learning_rate_ : float
         Step size of the last round of mini-batch steps; zero if there was none.
     history_ : list of dict
         For each round: loss, decrement, floor (the statistical error that `tol` multiplies),
-        passes, seconds.
+        passes, seconds; on dask collections rounds and bytes too.
     converged_ : bool
-        Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
-        last one, was foreseen to end below it, and was taken (`history_` then ends above);
-        or nothing but rounding was left.
+        Whether the last full gradient met `tol`; or one more step was foreseen to, and was taken
+        (`history_` then ends above); or nothing but rounding was left.
     covariance_estimator_ : GradientCovarianceEstimator
         The preconditioner, as an estimator of the Hessian where it was last made; for other losses
         than the squared one, with the curvature that it assumes, which is no less than the second
@@ -216,7 +218,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        X : {array-like, sparse matrix, dask collection} of shape (n_samples, n_features)
             Features; CSC is converted to CSR, nothing else is copied.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets.
@@ -238,6 +240,8 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
             If the data are not finite or not consistent, or a target is out of range.
         """
         with unchanged_on_error(self):
+            if is_dask(X):
+                return self._fit_blocks(X, y, sample_weight, coef_init, intercept_init)
             X, Y, sample_weight, self._vector = self._validate(X, y, sample_weight, reset=True)
             self._refuse_unfit(X, Y)
             start = self._start_from(coef_init, intercept_init, X.shape[1], Y.shape[1])
@@ -328,7 +332,7 @@ class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, Preconditione
         return np.exp(raw) if self.loss == "poisson" else raw
 
 
-class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
+class PreconditionedSGDClassifier(DaskMixin, ClassifierMixin, PreconditionedSGD):
     """Logistic regression by gradient descent that needs no learning rate and no scaling.
 
     Two classes, or more with scikit-learn's symmetric parametrisation. Without a penalty, separable
@@ -400,19 +404,18 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         Labels, sorted.
     n_iter_ : int
         Rounds.
-    n_passes_ : float
-        Passes over X, those for a preconditioner of its own making included.
+    n_passes_, n_rounds_ : float, int
+        Passes over X, those for a preconditioner included; rounds of questions to dask's workers.
     t_ : int
         Rows visited.
     learning_rate_ : float
         Step size of the last round of mini-batch steps; zero if there was none.
     history_ : list of dict
         For each round: loss, decrement, floor (the statistical error that `tol` multiplies),
-        passes, seconds.
+        passes, seconds; on dask collections rounds and bytes too.
     converged_ : bool
-        Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
-        last one, was foreseen to end below it, and was taken (`history_` then ends above);
-        or nothing but rounding was left.
+        Whether the last full gradient met `tol`; or one more step was foreseen to, and was taken
+        (`history_` then ends above); or nothing but rounding was left.
     covariance_estimator_ : GradientCovarianceEstimator
         The preconditioner, as an estimator of the Hessian where it was last made, with the bound
         (see References) for the curvature. With "identity" a sketch made at the start. Of three
@@ -512,7 +515,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        X : {array-like, sparse matrix, dask collection} of shape (n_samples, n_features)
             Features; CSC is converted to CSR, nothing else is copied.
         y : array-like of shape (n_samples,)
             Labels.
@@ -535,6 +538,8 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
             fewer than two classes have a positive weight.
         """
         with unchanged_on_error(self):
+            if is_dask(X):
+                return self._fit_blocks(X, y, sample_weight, coef_init, intercept_init)
             X, y, sample_weight = self._validate(X, y, sample_weight, reset=True)
             self.classes_ = np.unique(y)
             weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
@@ -647,6 +652,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         raw = self._raw_prediction(X)
         return raw[:, 0] if raw.shape[1] == 1 else raw
 
+    @by_block
     def predict(self, X: Any) -> npt.NDArray[Any]:
         """Predict class labels.
 
@@ -664,6 +670,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
         best = (raw > 0).astype(np.intp) if raw.ndim == 1 else raw.argmax(axis=1)
         return self.classes_[best]
 
+    @by_block
     def predict_proba(self, X: Any) -> npt.NDArray[np.floating]:
         """Probabilities of the classes.
 
@@ -682,6 +689,7 @@ class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
             return np.column_stack([expit(-raw), expit(raw)])
         return softmax(raw, axis=1)
 
+    @by_block
     def predict_log_proba(self, X: Any) -> npt.NDArray[np.floating]:
         """Logarithms of the probabilities of the classes.
 

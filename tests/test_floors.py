@@ -30,21 +30,26 @@ FLOORS = {
     "_weights": 1,
     "datasets": 1,
     "diagnostics": 2,
-    "_fitted": 4,
+    "_fitted": 5,
     "_monitor": 2,
     "_newton": 2,
     "_online": 2,
     "_sketch": 2,
     "_table": 2,
+    "_blocks": 3,
+    "_dask": 4,
+    "_dask_covariance": 5,
+    "_distributed": 5,
+    "_rounds": 4,
     "_affine": 3,
     "_attack": 3,
     "_steps": 3,
-    "covariance": 5,
-    "_single": 6,
+    "covariance": 6,
+    "_single": 7,
     "_solver": 4,
     "metrics": 5,
-    "_sgd": 7,
-    "linear_model": 8,
+    "_sgd": 8,
+    "linear_model": 9,
     "plotting._inputs": 8,
     "plotting._style": 8,
     "plotting._adversarial_risk": 9,
@@ -64,6 +69,7 @@ FILES = {  # a subpackage goes by its own name, the package itself by that of it
 TREES = {module: ast.parse(path.read_text("utf-8")) for module, path in FILES.items()}
 PUBLIC = sorted(m for m in FLOORS if not any(part.startswith("_") for part in m.split(".")))
 PLOTTING = sorted(module for module in FLOORS if module.partition(".")[0] == "plotting")
+OPTIONAL = dict.fromkeys(PLOTTING, "matplotlib") | {"_dask": "dask"}
 each_module = pytest.mark.parametrize("module", sorted(FILES))
 each_floor = pytest.mark.parametrize("module", sorted(FLOORS))
 
@@ -122,28 +128,34 @@ def test_imports_within_the_package_go_strictly_downwards(module):
 @each_floor
 def test_the_ground_floor_needs_numpy_and_scipy_and_the_rest_scikit_learn_only(module):
     allowed = {"numpy", "scipy"} if FLOORS[module] == 0 else {"numpy", "scipy", "sklearn", PACKAGE}
-    assert third_party(module) <= allowed | ({"matplotlib"} if module in PLOTTING else set())
+    assert third_party(module) <= allowed | {OPTIONAL.get(module, "numpy")}
 
 
-@pytest.mark.parametrize("module", PLOTTING)
-def test_plotting_imports_matplotlib_in_functions_only(module):
+@pytest.mark.parametrize("module", OPTIONAL)
+def test_optional_libraries_are_imported_in_functions_only(module):
     in_functions = {
         node
         for function in ast.walk(TREES[module])
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(function)
     }
-    elsewhere = [
-        ast.unparse(node)
+    elsewhere = {
+        name.partition(".")[0]
         for node in ast.walk(TREES[module])
         if isinstance(node, ast.Import | ast.ImportFrom) and node not in in_functions
-    ]
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+        )
+    }
     assert elsewhere
-    assert not [statement for statement in elsewhere if "matplotlib" in statement]
+    assert OPTIONAL[module] not in elsewhere
 
 
-def test_plotting_does_import_matplotlib():
-    assert "matplotlib" in {name for module in PLOTTING for name in third_party(module)}
+@pytest.mark.parametrize("library", ["dask", "matplotlib"])
+def test_optional_libraries_are_imported_somewhere(library):
+    assert library in {name for module in OPTIONAL for name in third_party(module)}
 
 
 @pytest.mark.parametrize("module", sorted(set(FILES) - {"_validation"}))
