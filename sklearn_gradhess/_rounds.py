@@ -28,6 +28,7 @@ _SLACK = 1e-13  # digits of an objective that summing the rows leaves
 _LEFT = 4.0  # times coefficients over batches: share of a decrement that a step by a sketch leaves
 _KURTOSIS = 3.0  # E x^4 of a Gaussian
 _FORCING = 0.1  # share of a decrement that may be left where the next step is made elsewhere
+_BLIND = 1e-4  # share of a decrement to go for where nobody knows the loss
 _SHORTER = 0.5 ** np.arange(1.0, 31.0)
 _DRIFTS = 2  # steps that move rows by as much, from which on it is called drifting
 
@@ -215,7 +216,7 @@ class Rounds:
             floor = point.floor * _rest(point, found.decrement - found.left)
             return self, self._looked(point._replace(floor=floor), found)
         if point.rows.model is Model.CURVATURE:
-            if self._believes(point, found):
+            if np.isnan(point.objective) or self._believes(point, found):
                 return self, self._looked(point, found)
             bounded = self.data.at(point.W, Model.STIFFNESS)
             bound = self._solve(bounded)
@@ -238,6 +239,8 @@ class Rounds:
 
     def _believes(self, point: Point, found: Found) -> bool:
         """Whether there is no more to gain than the objective has."""
+        if np.isnan(point.objective):  # nor a statistical error that has a large excess in it
+            return found.decrement <= point.floor / counted_error(self.data.problem)
         return not found.decrement > 2 * point.objective + point.slack
 
     def _solve(self, point: Point) -> Found:
@@ -249,7 +252,10 @@ class Rounds:
         def enough(first: float, left: float, shrank: float) -> bool:
             if loss.quadratic:
                 rest = _rest(point, first - left)
-                return left * self._left(told, shrank) <= max(rest * least, point.rounding)
+                goal = max(rest * least, point.rounding)
+                if np.isnan(point.objective):  # how far to go shows where one has arrived
+                    goal = max(goal, _BLIND * first)
+                return left * self._left(told, shrank) <= goal
             if loss.coupling == 1:
                 return True
             return left <= max(least, min(_FORCING, first / max(dispersion, 1e-300)) * first)
@@ -274,7 +280,7 @@ class Rounds:
         """Foresee what the step leaves."""
         told, loss = point.rows, self.data.problem.loss
         foreseen = np.inf
-        if told.model is Model.CURVATURE and found.decrement <= 2 * point.objective + point.slack:
+        if told.model is Model.CURVATURE and self._believes(point, found):
             foreseen = max(found.left, 0.0) * self._left(told, found.shrank)
             if not loss.quadratic:
                 foreseen += self._curved(point) * found.decrement**2

@@ -47,6 +47,7 @@ FLOORS = {
     "covariance": 6,
     "_single": 7,
     "_solver": 4,
+    "federated": 7,
     "metrics": 5,
     "_sgd": 8,
     "linear_model": 9,
