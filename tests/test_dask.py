@@ -1,5 +1,7 @@
 """Dask collections: the estimators against themselves in memory, by any scheduler and chunking."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -176,6 +178,20 @@ def test_offsets_of_features_cancel(offset):
     model = PreconditionedSGDRegressor().fit(XD + offset, YD)
     expected = PreconditionedSGDRegressor().fit(X, Y)
     assert_allclose(model.coef_, expected.coef_, rtol=1e-6)
+
+
+def test_no_more_than_a_few_blocks_are_in_memory():
+    """Data that are made, or read, when they are asked for go again when they have answered."""
+    A = da.random.default_rng(0).standard_normal((1_000_000, 10), chunks=(20_000, 10))
+    y = A.sum(axis=1)
+    tracemalloc.start()
+    try:
+        model = PreconditionedSGDRegressor().fit(A, y)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert_allclose(model.coef_, 1, rtol=1e-9)
+    assert peak < A.nbytes / 2
 
 
 # Other losses: gradient and sketch in one answer
