@@ -8,10 +8,20 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from benchmarks import diagnosis, estimator, grid, memory, real_data, risk, scaling, solver
+from benchmarks import (
+    diagnosis,
+    distributed,
+    estimator,
+    grid,
+    memory,
+    real_data,
+    risk,
+    scaling,
+    solver,
+)
 from benchmarks.report import Theme, environment, merge, read, render, select, write
 
-MODULES = (estimator, diagnosis, memory, solver, grid, scaling, real_data, risk)
+MODULES = (estimator, diagnosis, memory, solver, grid, scaling, distributed, real_data, risk)
 THEMES = [value for module in MODULES for value in vars(module).values() if type(value) is Theme]
 DEFAULT_PATH = Path(__file__).with_name("results.json")
 
