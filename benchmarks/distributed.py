@@ -107,7 +107,7 @@ def _fit(model, X, y):
     long={
         "shapes": [(200_000, 50), (400_000, 200), (400_000, 500)],
         "conditions": (1.0, 1e4, 1e8, 1e12),
-        "block": 20_000,
+        "block": 100_000,
         "repeat": 1,
     },
 )
