@@ -21,6 +21,8 @@ from sklearn_gradhess._validation import blas_threads, is_dask, refuse_foreign
 
 __all__ = ["Collection", "Engine", "by_block", "check_collection", "nameless"]
 
+# What methods that go by block have no use for, and would send: matrices of the Hessian's size
+_UNUSED = ("_factors", "_factor", "_memory", "_settled", "_online", "_estimator", "history_")
 _FAN = 8  # answers that are merged in one task
 _GROUP_BYTES = 2**24  # of neighbouring blocks that are asked in one task
 
@@ -70,7 +72,8 @@ def check_collection(estimator: Any, X: Any, *, reset: bool) -> Any:
 def nameless(estimator: Any) -> Any:
     """Copy that takes arrays for what they are: names were compared already."""
     model = copy.copy(estimator)
-    vars(model).pop("feature_names_in_", None)
+    for name in ("feature_names_in_", *_UNUSED):
+        vars(model).pop(name, None)
     return model
 
 

@@ -171,8 +171,9 @@ class _Fit:
         self, encoding: Encoding, counts: _Counts | None, coef_init: Any, intercept_init: Any
     ) -> tuple[Solution, _Shape]:
         """Minimise: in one round, where all that is needed is a triangular factor."""
-        model, d = self.model, self.engine.collection.X.shape[1]
-        model._refuse_unfit(self.engine.collection.X, np.empty((1, 1)))
+        model, X = self.model, self.engine.collection.X
+        d, outputs = X.shape[1], 1 if counts is None else len(counts.target)
+        model._refuse_unfit(X, np.empty((0, outputs)))
         one = encoding.loss.quadratic and (
             model.preconditioner == "exact" or (model.preconditioner == "auto" and d <= _ONE_ROUND)
         )
@@ -183,8 +184,6 @@ class _Fit:
             counts = _Counts(**said)
         _refuse_weightless(counts.weight)
         problem = self._stand_in(encoding, len(counts.target), counts.observations)
-        if isinstance(model, ClassifierMixin):
-            model._refuse_unfit(self.engine.collection.X, problem.Y)
         chosen = plan(
             counts.n,
             problem.p,
