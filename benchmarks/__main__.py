@@ -14,14 +14,28 @@ from benchmarks import (
     estimator,
     grid,
     memory,
+    networks,
     real_data,
     risk,
     scaling,
     solver,
+    streams,
 )
 from benchmarks.report import Theme, environment, merge, read, render, select, write
 
-MODULES = (estimator, diagnosis, memory, solver, grid, scaling, distributed, real_data, risk)
+MODULES = (
+    estimator,
+    diagnosis,
+    memory,
+    solver,
+    grid,
+    scaling,
+    streams,
+    distributed,
+    real_data,
+    risk,
+    networks,
+)
 THEMES = [value for module in MODULES for value in vars(module).values() if type(value) is Theme]
 DEFAULT_PATH = Path(__file__).with_name("results.json")
 

@@ -2,8 +2,7 @@
 
 Distances from the optimum are in floors, the statistical error of the fit: for p coefficients,
 the intercept's included, and n rows ``c p / (2n)`` in mean loss, with c the mean squared gradient
-over the mean curvature at the optimum. A peer counts as exact below 0.05 of them, HuberRegressor
-below 0.2.
+over the mean curvature at the optimum. A peer counts as exact below 0.05 of them.
 """
 
 import importlib.util
@@ -30,9 +29,7 @@ from benchmarks.report import theme
 from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
 
 EXACT = 0.05  # floors
-# HuberRegressor estimates the scale too, which moves its optimum; by 0.08 at 5 rows a feature
-EXACT_PEER = {"squared_error": EXACT, "log_loss": EXACT, "poisson": EXACT, "huber": 0.2}
-EPSILON = 1.35  # of Huber's loss, in units of the noise
+EPSILON = 1.35  # of Huber's loss, in units of the scale that is estimated along
 SHAPES = {
     "squared_error": (
         *((2_000, 10), (20_000, 20), (100_000, 20), (1_000_000, 10), (20_000, 200)),
@@ -49,7 +46,7 @@ SHAPES |= dict.fromkeys(
 ALL_LOSSES = tuple(SHAPES)
 
 
-def derivatives(loss, y, f):
+def derivatives(loss, y, f, scale=1.0):
     """Return value, gradient and curvature of each row's loss at a raw prediction."""
     if loss == "log_loss":
         mu = expit(f)
@@ -60,9 +57,19 @@ def derivatives(loss, y, f):
     residual = f - y
     if loss == "squared_error":
         return residual**2 / 2, residual, np.ones_like(f)
-    clipped = np.clip(residual, -EPSILON, EPSILON)
-    inside = (np.abs(residual) <= EPSILON).astype(float)
+    clipped = np.clip(residual, -EPSILON * scale, EPSILON * scale)
+    inside = (np.abs(residual) <= EPSILON * scale).astype(float)
     return clipped * (residual - clipped / 2), clipped, inside
+
+
+def scale_of(residual):
+    """Return the scale of Huber's loss for these residuals, by its own iteration."""
+    square = before = np.mean(residual**2)
+    for _ in range(1000):
+        before, square = square, np.mean(np.minimum(residual**2, EPSILON**2 * square))
+        if abs(square - before) <= 1e-12 * before:
+            break
+    return np.sqrt(square)
 
 
 def problem(loss, n, p, condition, seed):
@@ -81,7 +88,7 @@ def problem(loss, n, p, condition, seed):
         y = rng.poisson(np.exp(signal / 2)).astype(float)
     else:
         y = signal + rng.standard_normal(n)
-    best, floor = optimum(loss, X, y)
+    best, floor, scale = optimum(loss, X, y)
     X *= np.geomspace(1.0, condition**-0.5, p)
     rotation = np.linalg.qr(rng.standard_normal((p, p)))[0]
     for rows in np.array_split(np.arange(n), max(n * p // 10**7, 1)):
@@ -90,22 +97,24 @@ def problem(loss, n, p, condition, seed):
     def excess(model):
         f = X @ np.ravel(model.coef_) + model.intercept_
         with np.errstate(over="ignore"):
-            return float((derivatives(loss, y, f)[0].mean() - best) / floor)
+            return float((derivatives(loss, y, f, scale)[0].mean() - best) / floor)
 
     return X, y, excess
 
 
 def optimum(loss, X, y):
-    """Return the least mean loss of features that are well-conditioned, and one floor."""
-    n = len(X)
+    """Return the least mean loss of features that are well-conditioned, one floor and the scale."""
+    n, scale = len(X), 1.0
     coef = np.zeros(X.shape[1] + 1)
 
-    def mean_loss(coef):
+    def mean_loss(coef, scale):
         with np.errstate(over="ignore"):
-            return derivatives(loss, y, coef[0] + X @ coef[1:])[0].mean()
+            return derivatives(loss, y, coef[0] + X @ coef[1:], scale)[0].mean()
 
     for _ in range(100):
-        value, gradient, curvature = derivatives(loss, y, coef[0] + X @ coef[1:])
+        f = coef[0] + X @ coef[1:]
+        before, scale = scale, scale_of(f - y) if loss == "huber" else 1.0
+        value, gradient, curvature = derivatives(loss, y, f, scale)
         slope = np.concatenate([[gradient.sum()], X.T @ gradient])
         root = np.sqrt(curvature)
         Z = X if loss == "squared_error" else X * root[:, None]
@@ -115,9 +124,9 @@ def optimum(loss, X, y):
         step = np.linalg.solve(hessian, slope)
         floor = np.mean(gradient**2) / curvature.mean() * len(coef) / (2 * n)
         gain = step @ slope / (2 * n)
-        if 0 <= gain < 1e-9 * floor:
-            return value.mean() - gain, floor
-        while mean_loss(coef - step) > value.mean():  # Huber's Newton steps may overshoot
+        if 0 <= gain < 1e-9 * floor and abs(scale - before) < 1e-9 * scale:
+            return value.mean() - gain, floor, scale
+        while mean_loss(coef - step, scale) > value.mean():  # Huber's Newton steps may overshoot
             step /= 2
         coef -= step
     raise RuntimeError(f"no optimum of {loss} was found in 100 steps")
@@ -126,7 +135,7 @@ def optimum(loss, X, y):
 def ours(loss, **settings):
     """Return our model of a loss."""
     if loss == "log_loss":
-        return PreconditionedSGDClassifier(random_state=0, **settings)
+        return PreconditionedSGDClassifier(**{"alpha": 0.0, "random_state": 0, **settings})
     return PreconditionedSGDRegressor(loss=loss, random_state=0, **settings)
 
 
@@ -198,7 +207,7 @@ def cell(loss, n, p, condition=1, threads=1, seed=0, *, repeat=None, budget=3.0)
     with threadpool_limits(threads):
         seconds = best_times(jobs, repeat=repeat, budget=budget)
     floors = {name: excess(model) for name, model in models.items()}
-    exact = [name for name in models if name != "ours" and floors[name] < EXACT_PEER[loss]]
+    exact = [name for name in models if name != "ours" and floors[name] < EXACT]
     row = {"loss": loss, "rows": n, "features": p, "condition": condition, "threads": threads}
     row |= {"ours, ms": 1e3 * seconds["ours"], "peer / ours": None, "fastest exact peer": None}
     row |= {"within target": floors["ours"] < EXACT, "passes": models["ours"].n_passes_}
@@ -250,10 +259,7 @@ def verdict(rows):
     summary=verdict,
 )
 def cells(losses, shapes, conditions, threads, budget=3.0):
-    """Distances are in floors; below none is rounding.
-
-    HuberRegressor estimates the scale of the noise, which ours is told. The summary counts cells.
-    """
+    """Distances are in floors; below none is rounding. The summary counts cells."""
     return [
         line
         for loss in losses

@@ -64,7 +64,8 @@ def regression(n_rows, max_iter, repeat, budget):
 def classification(n_rows, solvers, repeat, max_iter=50, budget=3.0):
     """LogisticRegression without a penalty; saga has a cap. Late is more than 15 minutes."""
     X, y = real("flights", n_rows)
-    models = {"ours": PreconditionedSGDClassifier(random_state=0), **classifiers(solvers, max_iter)}
+    ours = PreconditionedSGDClassifier(alpha=0.0, random_state=0)
+    models = {"ours": ours, **classifiers(solvers, max_iter)}
     return in_both_forms(
         "flights, late", X, y > LATE, models, LogisticOptimum, repeat=repeat, budget=budget
     )
@@ -80,7 +81,7 @@ def seeds(n_rows, n_seeds):
     """Draw the sketch and the mini-batches anew on the same data; the worst is shown."""
     diamonds, price = real("diamonds", n_rows)
     flights, delay = real("flights", n_rows)
-    regressor, classifier = PreconditionedSGDRegressor(), PreconditionedSGDClassifier()
+    regressor, classifier = PreconditionedSGDRegressor(), PreconditionedSGDClassifier(alpha=0.0)
     return [
         named(name, X) | over_seeds(model, X, y, optimum(X, y), n_seeds)
         for name, X, y, model, optimum in (

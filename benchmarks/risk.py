@@ -149,6 +149,59 @@ def intervals_coverage(reps, shapes, batch_sizes, excess_risks):
 
 
 @theme(
+    "Risk: coverage of the 95 % intervals from few batches, and of one-hot columns",
+    target="0.90 or more from k = p + 4 on; p counts the intercept",
+    short={"reps": 200, "features": (2, 4), "batch_sizes": (1, 16), "extra": (4, 8)},
+    long={"reps": 1000, "features": (2, 4, 10), "batch_sizes": (1, 4, 64), "extra": (4, 5, 8)},
+)
+def few_batches(reps, features, batch_sizes, extra):
+    """Count the intervals that hold the truth, with d Gaussian features or d levels in single rows.
+
+    "intercept" is that of the mean squared error with the intercept's gradient. Levels that vary in
+    fewer than four batches are refused, in the share "refused".
+    """
+    rows = []
+    for d, n, more, noise in itertools.product(features, batch_sizes, extra, NOISES):
+        rng = np.random.default_rng([d, n, more])
+        hits = coverage(rng, reps, d, d + 1 + more, n, 1.0, noise=noise)[0]
+        row = {"columns": "Gaussian", "d": d, "k": d + 1 + more, "n": n, "noise": noise}
+        rows.append(row | dict(zip(PAIRS, hits, strict=True)))
+    for d, noise in itertools.product((3, 8), NOISES):
+        for k in (40, 150):
+            rng = np.random.default_rng([d, k])
+            hits = one_hot_hits(rng, reps, d, k, noise)
+            row = {"columns": "one-hot", "d": d, "k": k, "n": 1, "noise": noise}
+            row |= {"refused": 1 - len(hits) / reps}
+            if len(hits) > reps / 10:  # the few samples that are kept are no fair ones
+                row |= dict(zip(("clean", "intercept"), np.mean(hits, axis=0), strict=True))
+            rows.append(row)
+    return rows
+
+
+NOISES = ("normal", "rademacher")
+
+
+def one_hot_hits(rng, reps, d, k, noise):
+    """Whether m^2 and v^2 are in their intervals, for levels of equal frequency in single rows."""
+    hits, effects = [], rng.standard_normal(d)
+    for _ in range(reps):
+        z = np.insert(np.eye(d)[rng.integers(d, size=k)], 0, 1.0, axis=1)
+        xi = rng.standard_normal(k) if noise == "normal" else rng.choice([-1.0, 1.0], k)
+        residual = z[:, 1:] @ effects + rng.standard_normal(k)
+        try:
+            found = gradient_adversarial_risk(
+                *(z * (residual + sign * xi)[:, None] for sign in (-1, 1)),
+                coef=effects, batch_size=1, radius=0.0, has_intercept=True,
+            )  # fmt: skip
+        except ValueError:
+            continue
+        m2 = np.mean(effects**2)
+        limits = (m2, found.excess_risk_interval), (m2 + 1, found.mean_squared_error_interval)
+        hits.append([low <= truth <= high for truth, (low, high) in limits])
+    return hits
+
+
+@theme(
     "Risk: the closed form against the attacks of the Adversarial Robustness Toolbox",
     target="without bounds the best attack equals the closed form, to 1e-9; with bounds, where a "
     "gradient attack may start in the wrong direction, it is no larger",
@@ -160,6 +213,24 @@ def attacks(norms, radius=0.2):
 
     Ours needs no attack; the toolbox attacks whole pipelines through `predict` alone.
     """
+    return _toolbox().compare_all(norms, radius)
+
+
+@theme(
+    "Risk: the search against HopSkipJump of the Adversarial Robustness Toolbox",
+    target="no more rows survive ours, at no more queries a row",
+    short={"radii": (0.3,), "n_rows": 20},
+    long={"radii": (0.15, 0.3, 0.6), "n_rows": 100},
+)
+def searches(radii, n_rows, max_queries=150):
+    """Accuracy on the diabetes data under attack of classifiers that have no closed form.
+
+    Radii in standard deviations. HopSkipJump looks for the nearest row of another label.
+    """
+    return _toolbox().search_all(radii, max_queries, n_rows)
+
+
+def _toolbox():
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the toolbox names the engines it does not find
@@ -169,4 +240,4 @@ def attacks(norms, radius=0.2):
         missing = error.name.partition(".")[0]
         missing = {"art": "adversarial-robustness-toolbox"}.get(missing, missing)
         raise LeftOut(f"{missing} not installed") from error
-    return toolbox.compare_all(norms, radius)
+    return toolbox

@@ -92,7 +92,7 @@ def logistic(problems, solvers, repeat, max_iter=50, budget=3.0):
     for problem in problems:
         X, y = classification(*problem)
         models = {
-            "ours": PreconditionedSGDClassifier(random_state=0),
+            "ours": PreconditionedSGDClassifier(alpha=0.0, random_state=0),
             **classifiers(solvers, max_iter),
         }
         found = compare(models, X, y, LogisticOptimum(X, y), repeat=repeat, budget=budget)
@@ -109,9 +109,10 @@ def logistic(problems, solvers, repeat, max_iter=50, budget=3.0):
 def seeds(shape, n_seeds, condition_number=1e4):
     """Draw the sketch and the mini-batches anew on the same data; the worst is shown."""
     problem = (*shape, condition_number)
+    classifier = PreconditionedSGDClassifier(alpha=0.0)
     tasks = {
         "least squares": (PreconditionedSGDRegressor(), regression(*problem), LeastSquares),
-        "logistic": (PreconditionedSGDClassifier(), classification(*problem), LogisticOptimum),
+        "logistic": (classifier, classification(*problem), LogisticOptimum),
     }
     return [
         {"task": task, **named(problem)} | over_seeds(model, *data, optimum(*data), n_seeds)

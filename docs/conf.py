@@ -8,6 +8,8 @@ import sklearn_gradhess
 
 sys.path[:0] = [str(Path(__file__).parent / "_ext"), str(Path(__file__).parents[1])]
 
+import stored
+
 project = "sklearn_gradhess"
 author = "the sklearn_gradhess developers"
 copyright = f"2026, {author}"
@@ -21,8 +23,9 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx-mathjax-offline",
     "sphinx_gallery.gen_gallery",
+    "stored",
 ]
-exclude_patterns = ["_build", "_ext", "_templates"]
+exclude_patterns = ["_build", "_ext", "_stored", "_templates"]
 templates_path = ["_templates"]
 default_role = "code"  # single backticks in docstrings are code
 nitpicky = False  # types of numpydoc such as "array-like" are words, not links
@@ -32,6 +35,7 @@ autosummary_generate = True
 toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # numpydoc gives the types, with shapes
+autodoc_mock_imports = [] if stored.RUNS else ["torch"]  # docstrings can be read all the same
 numpydoc_show_class_members = False  # the template of classes lists them
 
 html_theme = "pydata_sphinx_theme"
@@ -52,6 +56,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "within_subsection_order": "reading_order.reading_order",
+    "filename_pattern": stored.filename_pattern(),
     "abort_on_example_error": True,
     "capture_repr": (),
     "doc_module": ("sklearn_gradhess",),
@@ -64,13 +69,12 @@ sphinx_gallery_conf = {
 }
 
 
-def _skip_scikit_learn(app, what, name, obj, skip, options):
-    """Leave out what is inherited from scikit-learn: its docstrings link to pages of its own."""
+def _skip_inherited(app, what, name, obj, skip, options):
+    """Leave out what is inherited from others: their docstrings link to pages of their own."""
     function = getattr(obj, "fget", None) or getattr(obj, "__func__", obj)
     module = getattr(function, "__module__", None) or ""
-    if what == "class" and (module.startswith("sklearn.") or re.fullmatch(r"set_\w+", name)):
-        return True
-    return None
+    inherited = module.startswith(("sklearn.", "torch.")) or re.fullmatch(r"set_\w+", name)
+    return True if what == "class" and inherited else None
 
 
 def _resolve_short_names(app, env, node, contnode):
@@ -88,5 +92,5 @@ def _resolve_short_names(app, env, node, contnode):
 
 
 def setup(app):
-    app.connect("autodoc-skip-member", _skip_scikit_learn)
+    app.connect("autodoc-skip-member", _skip_inherited)
     app.connect("missing-reference", _resolve_short_names)

@@ -49,7 +49,7 @@ for hospital in hospitals:
     hospital.wait()
 X, y = load_breast_cancer(return_X_y=True)
 X = X[:, :5]
-pooled = PreconditionedSGDClassifier(alpha=1e-4, tol=1e-8).fit(X, y)
+pooled = PreconditionedSGDClassifier(alpha=1e-4, penalty_units="raw", tol=1e-8).fit(X, y)
 print(f"{fit.n_rounds} rounds, {fit.n_bytes / 1000:.0f} kB; converged: {fit.converged}")
 
 # %%

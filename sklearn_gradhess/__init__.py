@@ -8,6 +8,7 @@ metrics        risk under attack: exact, as a scorer for searches, or from gradi
 plotting       displays of calibration, spectra, convergence, and risk against radius
 diagnostics    how many batches are needed, and what may be wrong with an estimate
 datasets       regressions whose Hessian is known
+torch          curvature of PyTorch modules; needs the extra `torch`, never imported from here
 """
 
 from sklearn_gradhess.covariance import GradientCovarianceEstimator, gradient_covariance

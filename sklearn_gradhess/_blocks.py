@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+from sklearn.metrics import mean_tweedie_deviance
 from sklearn.utils import check_array
 from sklearn.utils.multiclass import check_classification_targets
 
 from sklearn_gradhess._descent import Model
 from sklearn_gradhess._losses import Loss
 from sklearn_gradhess._moments import triangular_factor
+from sklearn_gradhess._penalty import Spread
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._sketch import triangles
 
@@ -30,6 +32,7 @@ __all__ = [
     "ask",
     "at",
     "correct",
+    "deviances",
     "labels",
     "losses",
     "merge",
@@ -38,6 +41,7 @@ __all__ = [
     "residuals",
     "rows_triangle",
     "size_of",
+    "spread",
     "totals",
 ]
 
@@ -160,6 +164,21 @@ def _weights(block: Block) -> Array | None:
     return weight
 
 
+def spread(encoding: Encoding, block: Block) -> Answer:
+    """Mean and scatter of each feature."""
+    problem = encoding.problem(block)
+    return {"spread": _spread(problem.X, problem.weighted(np.ones(problem.n)))}
+
+
+def _spread(X: Any, weight: Array) -> Spread:
+    found = Spread.empty(X.shape[1])
+    step = max(256, 2**17 // max(X.shape[1], 1))
+    for start in range(0, len(weight), step):
+        piece = slice(start, start + step)
+        found = found.plus(X[piece], weight[piece])
+    return found
+
+
 def totals(encoding: Encoding, block: Block) -> Answer:
     """Count rows; sums of weights and targets."""
     problem = encoding.problem(block)
@@ -173,8 +192,8 @@ def totals(encoding: Encoding, block: Block) -> Answer:
     }
 
 
-def labels(block: Block) -> Answer:
-    """Labels; for each of them the rows, and the sums of their weights and squared weights."""
+def labels(block: Block, features: Encoding | None = None) -> Answer:
+    """Labels, their rows and sums of weights and squares; spread of the features, if asked."""
     y, weight = _aligned(block.y), _weights(block)
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.ndim != 1:
@@ -188,7 +207,10 @@ def labels(block: Block) -> Answer:
     table = np.column_stack(
         [np.bincount(code, w, minlength=len(found)) for w in (np.ones(len(y)), weight, weight**2)]
     )
-    return {"labels": found, "table": table}
+    out: Answer = {"labels": found, "table": table}
+    if features is not None:
+        out["spread"] = _spread(features.features(block), weight)
+    return out
 
 
 def rows_triangle(encoding: Encoding, block: Block) -> Answer:
@@ -246,6 +268,7 @@ def at(
         value, slope[piece], curvature[piece] = loss.all(Y[piece], f)
         stiffness[piece] = loss.stiffness(Y[piece], f)
         out["gradient"] += problem.adjoint(Z, problem.weighted(slope[piece], piece))
+        value = value + loss.constant(Y[piece])
         out["value"] += float(problem.weighted(value, piece).sum())
         counted = problem.weighted(np.ones(len(f)), piece) > 0
         out["worst"] = max(out["worst"], float(value[counted].max(initial=0.0)))
@@ -315,6 +338,25 @@ def residuals(encoding: Encoding, block: Block, predict: Callable[[Any], Any]) -
     }
 
 
+def deviances(
+    encoding: Encoding, block: Block, predict: Callable[[Any], Any], mean: Array, power: float
+) -> Answer:
+    """Deviance of predictions, and of the mean target, of a Tweedie law of this power."""
+    problem = encoding.problem(block)
+    y, weight = problem.Y[:, 0], problem.weighted(np.ones(problem.n))
+    if not weight.any():
+        return {"deviance": np.zeros(1), "null": np.zeros(1)}
+    predicted = np.asarray(predict(block.X), dtype=np.float64).reshape(y.shape)
+    predicted = np.maximum(predicted, np.finfo(np.float64).tiny)
+    means = np.broadcast_to(mean, y.shape)
+    total = weight.sum()
+    each = [
+        np.array([total * mean_tweedie_deviance(y, f, sample_weight=weight, power=power)])
+        for f in (predicted, means)
+    ]
+    return {"deviance": each[0], "null": each[1]}
+
+
 def correct(block: Block, predict: Callable[[Any], Any]) -> Answer:
     """Weight of the rows whose label is predicted."""
     y, weight = _aligned(block.y), _weights(block)
@@ -376,6 +418,8 @@ def _merge_two(a: Answer, b: Answer) -> Answer:
     for name in a:
         if name == "factors":
             out[name] = _merge_factors(a, b)
+        elif name == "spread":
+            out[name] = a[name].merge(b[name])
         elif name == "shift":
             out[name] = a[name]
         elif name in _LARGEST:
@@ -401,7 +445,10 @@ def _merge_labels(a: Answer, b: Answer) -> Answer:
     found, code = np.unique(np.concatenate([a["labels"], b["labels"]]), return_inverse=True)
     table = np.zeros((len(found), a["table"].shape[1]))
     np.add.at(table, code, np.concatenate([a["table"], b["table"]]))
-    return {"labels": found, "table": table}
+    out: Answer = {"labels": found, "table": table}
+    if "spread" in a:
+        out["spread"] = a["spread"].merge(b["spread"])
+    return out
 
 
 def _merge_scatter(a: Answer, b: Answer) -> Answer:

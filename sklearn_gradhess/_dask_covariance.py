@@ -49,10 +49,9 @@ def see_blocks(
     }
     memory = engine.reduce(_ask_memory, None, arguments, _merge_memories)
     estimator.batch_size_ = size
-    estimator._memory = empty if memory is None else memory
-    estimator._memory.refuse_inherent(size)
-    estimator._dtype = collection.dtype
-    estimator._finalize()
+    memory = empty if memory is None else memory
+    memory.refuse_inherent(size)
+    estimator._conclude(memory.of_dtype(collection.dtype))
 
 
 def _ask_rows(question: None, arguments: dict[str, Any], blocks: list[Block]) -> int:
@@ -81,8 +80,12 @@ def _memory_of(
         X = encoding.features(block)
         if weight is not None and not np.any(weight):
             return None
+        if weight is not None:  # weights of all blocks in one unit
+            own.n_features_in_, own.batch_size_ = X.shape[1], worker.batch_size
+            begun = own._start(X.shape[1], has_intercept=not own.assume_centered)
+            own._conclude(begun.in_unit(np.ones(1))[0])
         own.partial_fit(X, y, weight, coef=coef, intercept=intercept)
-    return own._memory.settled()
+    return own.fitted_.memory.settled()
 
 
 def _merge_memories(memories: list[Any]) -> Any:

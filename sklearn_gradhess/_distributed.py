@@ -13,13 +13,17 @@ from sklearn_gradhess import _blocks
 from sklearn_gradhess._blocks import Encoding
 from sklearn_gradhess._dask import Collection, Engine, check_collection, nameless
 from sklearn_gradhess._descent import Ending, Goal, Look, Model, Point, descend
-from sklearn_gradhess._losses import MultinomialLoss, make_loss
+from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._monitor import Monitor
+from sklearn_gradhess._multinomial import MultinomialLoss
+from sklearn_gradhess._online import Seen
+from sklearn_gradhess._penalty import Penalty, Spread
 from sklearn_gradhess._plan import plan
-from sklearn_gradhess._rounds import Blocks, Rounds, Told, drifts_on, sketch_batches
+from sklearn_gradhess._rounds import Blocks, Rounds, Told, counted_error, drifts_on, sketch_batches
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._sketch import triangles_factor
 from sklearn_gradhess._solver import Solution, record_of
+from sklearn_gradhess._stream import FitSaw
 from sklearn_gradhess._validation import is_dask, refuse_foreign
 from sklearn_gradhess._weights import class_weighted, refuse_one_class
 
@@ -63,6 +67,8 @@ class _Shape(NamedTuple):
     p: int
     has_intercept: bool
     observations: float
+    ridge: Array
+    loss: Any
 
 
 class DaskMixin:
@@ -88,18 +94,29 @@ class DaskMixin:
         if not is_dask(X):
             refuse_foreign(y=y, sample_weight=sample_weight)
             return super().score(X, y, sample_weight)  # type: ignore[misc]
+        return self._score_blocks(X, y, sample_weight, None)
+
+    def _score_blocks(self, X: Any, y: Any, sample_weight: Any, power: float | None) -> float:
+        """Score by rounds; `power` is that of the deviance, None for squares."""
         check_is_fitted(self)
-        engine = Engine(Collection(check_collection(self, X, reset=False), y, sample_weight))
+        model: Any = self
+        engine = Engine(Collection(check_collection(model, X, reset=False), y, sample_weight))
         predict = nameless(self).predict
         if isinstance(self, ClassifierMixin):
             said = engine(_blocks.correct, predict=predict)
             return float(said["correct"] / said["weight"])
         encoding = Encoding(make_loss("squared_error"), False, engine.collection.dtype.name)
         said = engine(_blocks.residuals, encoding=encoding, predict=predict)
+        error, scatter = said["error"], said["scatter"]
+        if power is not None:
+            mean = said["mean"]
+            said = engine(
+                _blocks.deviances, encoding=encoding, predict=predict, mean=mean, power=power
+            )
+            error, scatter = said["deviance"], said["null"]
         with np.errstate(divide="ignore", invalid="ignore"):
-            r2 = 1 - said["error"] / said["scatter"]
-        constant = said["scatter"] == 0
-        return float(np.where(constant, said["error"] == 0, r2).mean())
+            share = 1 - error / scatter
+        return float(np.where(scatter == 0, error == 0, share).mean())
 
     def _fit_blocks(
         self, X: Any, y: Any, sample_weight: Any, coef_init: Any, intercept_init: Any
@@ -122,6 +139,12 @@ class DaskMixin:
                     f"y has {y.ndim} dimensions, but loss={model.loss!r} takes one target: pass a "
                     "vector of shape (n_samples,)."
                 )
+            if model._make_loss().scale is not None:
+                raise ValueError(
+                    f"loss={model.loss!r} needs the scale of the residuals, estimated from "
+                    "rows in memory, and X is a dask collection. Use another loss, or fit "
+                    "X.compute()."
+                )
             encoding, counts = Encoding(model._make_loss(), bool(model.fit_intercept), name), None
         solution, shape = fit.solve(encoding, counts, coef_init, intercept_init)
         model._store_solution(solution, shape)
@@ -139,12 +162,17 @@ class _Fit:
         self.model, self.engine, self.clock = model, engine, clock
         self.rng = model._generator()
         self.history: list[dict[str, Any]] = []
+        self.penalty = Penalty(model.alpha, model.penalty_units)
+        self.spread: Spread | None = None
         self.monitor = Monitor(model, engine.collection.X, None, None)
 
     def labelled(self, dtype: str) -> tuple[Encoding, _Counts]:
         """Classes and their counts: a round."""
         model = self.model
-        said = self.engine(_blocks.labels)
+        asked = self._per_deviation and model.class_weight is None
+        features = Encoding(make_loss(model.loss), False, dtype) if asked else None
+        said = self.engine(_blocks.labels, features=features)
+        self.spread = said.get("spread")
         model.classes_, table = said["labels"], said["table"]
         check_classification_targets(model.classes_)
         each: Any = np.ones(len(table))
@@ -174,6 +202,8 @@ class _Fit:
         model, X = self.model, self.engine.collection.X
         d, outputs = X.shape[1], 1 if counts is None else len(counts.target)
         model._refuse_unfit(X, np.empty((0, outputs)))
+        if self._per_deviation and self.spread is None:
+            self.spread = self.engine(_blocks.spread, encoding=encoding)["spread"]
         one = encoding.loss.quadratic and (
             model.preconditioner == "exact" or (model.preconditioner == "auto" and d <= _ONE_ROUND)
         )
@@ -183,7 +213,7 @@ class _Fit:
             said = self.engine(_blocks.totals, encoding=encoding)
             counts = _Counts(**said)
         _refuse_weightless(counts.weight)
-        problem = self._stand_in(encoding, len(counts.target), counts.observations)
+        problem = self._stand_in(encoding, len(counts.target), counts)
         chosen = plan(
             counts.n,
             problem.p,
@@ -206,25 +236,46 @@ class _Fit:
         )
         start = model._start_from(coef_init, intercept_init, d, len(counts.target))
         solution = self._descend(data, _null_model(problem, counts), start)
-        return solution, _shape(problem, counts.n)
+        return solution, self._shape(problem, counts)
 
     @property
     def _oversampling(self) -> float | None:
         given = self.model.oversampling
         return None if isinstance(given, str) else given
 
-    def _stand_in(self, encoding: Encoding, t: int, count: float) -> Problem:
+    def _shape(self, problem: Problem, counts: _Counts) -> _Shape:
+        """Shape of the problem; a stream that goes on from here is told what was seen."""
+        spread = self.spread or Spread.empty(problem.X.shape[1])
+        ridge = problem.ridge
+        self.model._fit_saw = FitSaw(
+            problem.loss,
+            problem.has_intercept,
+            problem.Y.shape[1],
+            ridge[:, 0],
+            Seen(1.0, counts.n, counts.weight, counts.squares),
+            spread,
+        )
+        observations = problem.observations
+        return _Shape(counts.n, problem.p, problem.has_intercept, observations, ridge, problem.loss)
+
+    @property
+    def _per_deviation(self) -> bool:
+        return bool(self.penalty.alpha) and self.penalty.units == "std"
+
+    def _stand_in(self, encoding: Encoding, t: int, counts: _Counts) -> Problem:
         """Problem of no rows that has the penalty, and counts the rows of others."""
-        collection = self.engine.collection
+        collection, total = self.engine.collection, counts.weight
+        spread = self.spread or Spread.empty(collection.X.shape[1])
+        ridge = self.penalty.ridge(total, spread) / total if self.penalty.alpha else 0.0
         X = np.zeros((1, collection.X.shape[1]), dtype=collection.dtype)
         return Problem(
             X,
             np.zeros((1, t)),
             None,
             encoding.loss,
-            self.model.alpha,
+            ridge,
             encoding.has_intercept,
-            count,
+            counts.observations,
         )
 
     def _descend(self, data: Blocks, null: Array, start: Array | None) -> Solution:
@@ -251,7 +302,11 @@ class _Fit:
         self.monitor.close(W)
         target = goal.enough(look.point)
         factor = look.point.rows.factor
-        return Solution(W, factor, ending, target, 0.0, self.engine.passes, self.history)
+        passes, history = self.engine.passes, self.history
+        dispersion = np.full(1, look.point.floor / counted_error(problem))
+        if problem.loss.quadratic and problem.Y.shape[1] > 1:  # of all targets together
+            dispersion = np.full(problem.Y.shape[1], np.nan)
+        return Solution(W, factor, ending, target, 0.0, passes, history, dispersion)
 
     def _watch(self, look: Look) -> bool:
         record = record_of(look, self.engine.passes, self.clock)
@@ -268,7 +323,7 @@ class _Fit:
         counts = _Counts(n, total, said["squares"], np.zeros(0), 0.0)
         triangle = said["factors"][0] / np.sqrt(total)
         t = len(triangle) - self.engine.collection.X.shape[1] - encoding.has_intercept
-        problem = self._stand_in(encoding, t, counts.observations)
+        problem = self._stand_in(encoding, t, counts)
         sketched = triangles_factor(
             problem, said["shift"], triangle[None], ratio=0.0, batch_size=1, n_batches=n
         )
@@ -285,8 +340,9 @@ class _Fit:
             0.0,
             self.engine.passes,
             self.history,
+            point.rows.sums["rest"],
         )
-        return solution, _shape(problem, n)
+        return solution, self._shape(problem, counts)
 
 
 def _arrived(look: Look) -> Look:
@@ -308,14 +364,11 @@ def _point_of(problem: Problem, triangle: Array, shift: Array, W: Array, factor:
     if h:
         gradient[1:] += np.outer(shift, gradient[0])
     gradient += problem.ridge * W
-    square = float(np.sum(residual**2))
+    rest = np.sum(residual**2, axis=0)
+    square = float(rest.sum())
     floor = square * problem.p / problem.observations
-    told = Told(Model.CURVATURE, factor, {})
+    told = Told(Model.CURVATURE, factor, {"rest": rest})
     return Point(W, square / 2 + problem.penalty(W), gradient, told, floor, 0.0, 0.0)
-
-
-def _shape(problem: Problem, n: int) -> _Shape:
-    return _Shape(n, problem.p, problem.has_intercept, problem.observations)
 
 
 def _null_model(problem: Problem, counts: _Counts) -> Array:

@@ -1,328 +1,302 @@
-"""What the gradients in memory tell: the fitted attributes, and whitening by them."""
+"""What gradients tell: the Hessian and all that follows from it, derived when it is asked for.
 
-from __future__ import annotations
+A memory of gradients is one triangular factor and a few vectors. Covariance, precision, whitening
+are functions of it; they are computed once, and not pickled.
+"""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, wraps
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 from scipy.linalg import block_diag, eigh
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.covariance import ledoit_wolf_shrinkage, oas
-from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted
 
-from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._moments import centered_block, triangular_factor
-from sklearn_gradhess._preconditioner import factorize
-from sklearn_gradhess._schemes import GradientMemory
-from sklearn_gradhess._validation import (
-    blas_threads,
-    check_features,
-    refuse_foreign,
-    refuse_overflow,
-)
-from sklearn_gradhess.diagnostics import expected_relative_error, nuisance
+from sklearn_gradhess._preconditioner import Preconditioner, factorize
+from sklearn_gradhess._schemes import Estimate, GradientMemory
+from sklearn_gradhess._validation import blas_threads
 
-__all__ = ["FittedCovarianceMixin"]
+__all__ = ["Fitted", "OneFactor"]
 
 Array = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 
-class FittedCovarianceMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
-    """Fitted attributes of a memory of gradients, and the transformer that whitens by them.
+def _derived(compute: Callable[[Any], T]) -> "cached_property[T]":
+    """Property that is computed at most once; what is not finite was refused before, or is said."""
 
-    The estimator keeps what is annotated here, and has the parameters of
-    `GradientCovarianceEstimator`.
+    @wraps(compute)
+    def quietly(self: "Fitted") -> T:
+        with np.errstate(all="ignore"), blas_threads(self.n_features):
+            return compute(self)
+
+    return cached_property(quietly)
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A memory of gradients, and what it tells; a value, never changed.
+
+    Everything is in float64 but `covariance`, `precision`, `location`, `gradient_covariance` and
+    `mean_gradient`, which have the dtype of the features that were seen, if it holds them.
+
+    Parameters
+    ----------
+    memory : GradientMemory
+        The gradients.
+    batch_size : int
+        Rows in a complete batch.
+    loss : str
+        Loss whose Hessian it is.
+    wanted_correction : {"auto", "gaussian", "none"}
+        What to do about the nuisance of single noise.
+    wanted_shrinkage : float, "ledoit_wolf", "oas" or None
+        Shrinkage of the covariance.
     """
 
-    _memory: GradientMemory
-    _factor: Array
-    _settled: GradientMemory
-    _n_effective: float
-    _nuisance: tuple[float, float]
-    _scale_limits: tuple[float, float]
-    _assumed: float
-    _nuisance_error: float
-    _rng: np.random.Generator
-    _dtype: np.dtype[Any]
-    n_features_in_: int
-    batch_size_: int
-    noise: str
-    noise_scale: float
-    inherent_variance: float | str
-    correction: str
-    loss: str
-    shrinkage: float | str | None
-    whitening: Any
-    store_precision: bool
+    memory: GradientMemory
+    batch_size: int
+    loss: str = "squared_error"
+    wanted_correction: str = "auto"
+    wanted_shrinkage: float | str | None = None
 
-    def _finalize(self) -> None:
-        # An overflow is looked for, and said
-        with np.errstate(all="ignore"), blas_threads(self.n_features_in_):
-            self._store_estimate()
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
-    def _store_estimate(self) -> None:
-        memory = self._memory.settled().calibrated()
-        # Features are rounded in their own precision; sums of k rows then add sqrt(k) of float64's
-        k = memory.moments.n_gradients
-        rounding = 16 * np.finfo(self._dtype).eps + 2 * np.sqrt(k) * np.finfo(np.float64).eps
-        estimate = memory.estimate(
-            correct=self.correction == "gaussian"
-            or (self.correction == "auto" and self.loss == "squared_error"),
-            rounding=rounding,
-        )
-        self._factor, self._settled = estimate.factor, memory
-        self._nuisance, self._scale_limits = estimate.nuisance, estimate.scale
-        self._assumed, self._nuisance_error = estimate.assumed, estimate.error
-        first = int(memory.has_intercept)
-        factor, location = estimate.factor, np.zeros(self.n_features_in_)
-        if first:
-            location, factor = centered_block(factor)
-        raw_factor = estimate.gradient_factor[:, first:]
-        rounding = rounding * np.linalg.norm(estimate.factor[:, first:], axis=0)
-        factor = self._shrink(factor, memory, location)
-        covariance = (factor.T @ factor).astype(self._dtype)
-        if not np.isfinite(covariance).all():
-            scale = np.abs(factor).max()
+    def check(self) -> None:
+        """Raise ValueError where there is no covariance; looks at the norms of columns alone."""
+        memory = self.memory.settled().calibrated()
+        if isinstance(self.wanted_shrinkage, str):
+            memory.kept_gradients(np.zeros(self.n_features))
+        with np.errstate(all="ignore"):
+            factor = memory.moments.covariance_factor() / np.sqrt(memory.total_scale or 1.0)
+            if memory.has_intercept:
+                factor = centered_block(factor)[1]
+            scale = np.abs(factor).max(initial=0.0) or 1.0
             largest = scale * np.linalg.norm(factor / scale, axis=0).max()
-            raise ValueError(
-                f"The covariance overflows {self._dtype}: the largest standard deviation of a "
-                f"feature is {largest:.3g}. Rescale X"
-                + (" or pass float64." if self._dtype == np.float32 else ".")
-            )
-        self._preconditioner = factorize(factor, rounding=rounding)
-        self.covariance_ = covariance
-        self.precision_ = (
-            self._preconditioner.inverse().astype(self._dtype) if self.store_precision else None
+            if largest**2 <= np.finfo(memory.dtype).max:
+                return
+        raise ValueError(
+            f"The covariance overflows {memory.dtype}: the largest standard deviation of a "
+            f"feature is {largest:.3g}. Rescale X"
+            + (" or pass float64." if memory.dtype == np.float32 else ".")
         )
-        self.location_ = location.astype(self._dtype)
-        self.gradient_covariance_ = (raw_factor.T @ raw_factor).astype(self._dtype)
-        self.mean_gradient_ = estimate.mean_gradient[first:].astype(self._dtype)
-        self.mean_intercept_gradient_ = float(estimate.mean_gradient[0]) if first else np.nan
-        self.excess_risk_ = estimate.excess_risk
-        self.correction_ = estimate.correction
-        self._n_effective = memory.n_effective(memory.clean_share(estimate.excess_risk))
-        self.noise_variance_ = memory.injected_variance(self.batch_size_)
-        self.n_batches_ = memory.n_batches
-        self.n_samples_seen_ = memory.n_samples
 
-    @classmethod
-    def _from_factor(
-        cls,
-        factor: Array,
-        *,
-        n_batches: int,
-        n_samples: int,
-        batch_size: int,
-        has_intercept: bool,
-        **params: Any,
-    ) -> Any:
-        """Return the estimator that has seen a sketch of the Hessian, in factor form."""
-        make: Any = cls
-        estimator = make(batch_size=batch_size, assume_centered=not has_intercept, **params)
-        estimator.n_features_in_ = factor.shape[1] - has_intercept
-        estimator.batch_size_ = batch_size
-        estimator._dtype = np.dtype(np.float64)
-        memory = estimator._start(estimator.n_features_in_, has_intercept=has_intercept)
-        estimator._memory = memory.with_factor(factor, n_batches=n_batches, n_samples=n_samples)
-        estimator._finalize()
-        return estimator
+    @property
+    def noise(self) -> str:
+        """Noise scheme."""
+        return self.memory.noise
 
-    def _hessian_factor(self, *, intercept: bool) -> Array:
-        """Triangular root of the Hessian, with the intercept's coordinate in front or without."""
-        if self._memory.has_intercept == intercept:
-            return self._factor
-        if intercept:  # nothing is known of the means: take them for zero
-            return block_diag(1.0, self._factor)
-        return triangular_factor(self._factor[:, 1:])
+    @property
+    def noise_scale(self) -> float:
+        """Total noise variance as a multiple of the calibrated one."""
+        return self.memory.noise_scale
 
-    def _shrink(
-        self,
-        factor: Array,
-        memory: GradientMemory,
-        location: Array,
-    ) -> Array:
-        shrinkage = self.shrinkage
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return self.memory.clean_sums.shape[1] - self.memory.has_intercept
+
+    @_derived
+    def settled(self) -> GradientMemory:
+        """Count the batch that waits for more rows, and calibrate the noise."""
+        return self.memory.settled().calibrated()
+
+    @property
+    def n_batches(self) -> int:
+        """Batches seen, an incomplete one included."""
+        return self.settled.n_batches
+
+    @property
+    def n_samples(self) -> int:
+        """Rows seen."""
+        return self.settled.n_samples
+
+    @property
+    def _rounding(self) -> float:
+        # Features are rounded in their own precision; sums of k rows then add sqrt(k) of float64's
+        k = self.settled.moments.n_gradients
+        eps = np.finfo(np.float64).eps
+        return float(16 * np.finfo(self.memory.dtype).eps + 2 * np.sqrt(k) * eps)
+
+    @_derived
+    def _estimate(self) -> Estimate:
+        return self.settled.estimate(
+            correct=self.wanted_correction == "gaussian"
+            or (self.wanted_correction == "auto" and self.loss == "squared_error"),
+            rounding=self._rounding,
+        )
+
+    @_derived
+    def _centered(self) -> tuple[Array, Array]:
+        """Location of the features and root of their covariance, before shrinkage."""
+        if self.memory.has_intercept:
+            return centered_block(self._estimate.factor)
+        return np.zeros(self.n_features), self._estimate.factor
+
+    @_derived
+    def _shrunk(self) -> tuple[float, Array]:
+        """Shrinkage, and the root of the shrunken covariance."""
+        shrinkage, (location, factor) = self.wanted_shrinkage, self._centered
         if isinstance(shrinkage, str):
-            rows = memory.kept_gradients(location)
+            rows = self.settled.kept_gradients(location)
             if len(rows) < 2:
                 shrinkage = 1.0  # one gradient tells no direction from another
             elif shrinkage == "ledoit_wolf":
                 shrinkage = ledoit_wolf_shrinkage(rows, assume_centered=True)
             else:
                 shrinkage = oas(rows, assume_centered=True)[1]
-        self.shrinkage_ = float(shrinkage or 0.0)
-        if not self.shrinkage_:
-            return factor
+        shrinkage = float(shrinkage or 0.0)
+        if not shrinkage:
+            return 0.0, factor
         d = factor.shape[1]
-        target = np.sqrt(self.shrinkage_ * np.sum(factor**2) / d)
-        return triangular_factor(
-            np.vstack([np.sqrt(1 - self.shrinkage_) * factor, target * np.eye(d)])
-        )
+        target = np.sqrt(shrinkage * np.sum(factor**2) / d)
+        stacked = np.vstack([np.sqrt(1 - shrinkage) * factor, target * np.eye(d)])
+        return shrinkage, triangular_factor(stacked)
 
     @property
-    def effective_rank_(self) -> float:
-        """Trace of `covariance_` over its largest eigenvalue."""
-        check_is_fitted(self)
-        covariance = self.covariance_.astype(np.float64)
+    def shrinkage(self) -> float:
+        """Shrinkage that was applied."""
+        return self._shrunk[0]
+
+    @property
+    def excess_risk(self) -> float:
+        """m^2; NaN where the gradients do not tell."""
+        return self._estimate.excess_risk
+
+    @property
+    def correction(self) -> str:
+        """Correction that was applied, "gaussian" or "none"."""
+        return self._estimate.correction
+
+    @property
+    def nuisance(self) -> tuple[float, float]:
+        """Least and greatest relative size of the nuisance of single noise, removed or not."""
+        return self._estimate.nuisance
+
+    @property
+    def scale_limits(self) -> tuple[float, float]:
+        """Limits of the true scale over that of the covariance, as the correction decides them."""
+        return self._estimate.scale
+
+    @property
+    def assumed(self) -> float:
+        """Share of the nuisance that rests on Gaussian features."""
+        return self._estimate.assumed
+
+    @property
+    def nuisance_error(self) -> float:
+        """Relative standard error of the nuisance."""
+        return self._estimate.error
+
+    @_derived
+    def preconditioner(self) -> Preconditioner:
+        """Factorise the covariance; singular directions are left out."""
+        first = int(self.memory.has_intercept)
+        norms = np.linalg.norm(self._estimate.factor[:, first:], axis=0)
+        return factorize(self._shrunk[1], rounding=self._rounding * norms)
+
+    @_derived
+    def covariance(self) -> npt.NDArray[np.floating]:
+        """Hessian with the intercept eliminated, of shape (n_features, n_features)."""
+        return self._narrow(_square(self._shrunk[1]))
+
+    @_derived
+    def precision(self) -> npt.NDArray[np.floating]:
+        """Inverse of `covariance`, on its range."""
+        return self._narrow(self.preconditioner.inverse())
+
+    @_derived
+    def location(self) -> npt.NDArray[np.floating]:
+        """Mean of the features."""
+        return self._narrow(self._centered[0])
+
+    @_derived
+    def gradient_covariance(self) -> npt.NDArray[np.floating]:
+        """Covariance of the gradients as they were seen, without the intercept's."""
+        return self._narrow(_square(self._estimate.gradient_factor[:, self.memory.has_intercept :]))
+
+    @_derived
+    def mean_gradient(self) -> npt.NDArray[np.floating]:
+        """Mean gradient of the coefficients."""
+        return self._narrow(self._estimate.mean_gradient[self.memory.has_intercept :])
+
+    @property
+    def mean_intercept_gradient(self) -> float:
+        """Mean gradient of the intercept, NaN without one."""
+        return float(self._estimate.mean_gradient[0]) if self.memory.has_intercept else np.nan
+
+    @_derived
+    def effective_rank(self) -> float:
+        """Trace of the covariance over its largest eigenvalue; zero if that is rounding error."""
+        if not self.preconditioner.rank:
+            return 0.0
+        covariance = _square(self._shrunk[1])
         d = len(covariance)
         largest = eigh(covariance, eigvals_only=True, subset_by_index=[d - 1, d - 1])[0]
         return float(np.trace(covariance) / largest) if largest > 0 else 0.0
 
     @property
-    def expected_error_(self) -> float:
-        """Relative error of `covariance_` in operator norm, as theory expects it.
+    def n_effective(self) -> float:
+        """Independent gradients of equal weight whose covariance would be as accurate."""
+        return self.settled.n_effective(self.settled.clean_share(self.excess_risk))
 
-        Against the population that the rows came from, for Gaussian gradients. Sample weights and
-        redraws count by their effective number of gradients (MATH section 2.3), for single noise
-        if `inherent_variance` is right; gradients that were passed in as if each had rows of its
-        own. Where a nuisance was removed the error of doing so is included, such that nine samples
-        in ten of Gaussian features keep to it; NaN too near saturation to say.
-        """
-        check_is_fitted(self)
-        rank, k = self.effective_rank_, self._n_effective
-        if not rank:
-            return np.nan
-        # Sampling stretches the largest eigenvalue by about (1 + sqrt(r/k))^2, so the rank of the
-        # estimate is too small; undone to first order.
-        rank /= max(1 - np.sqrt(rank / k), 0.1) ** 2
-        error = float(expected_relative_error(rank, k, noise=self.noise))
-        if self.noise == "single":
-            least, greatest = nuisance(self)
-            if self.correction_ == "none":
-                return error + greatest
-            # What is taken off was seen with it, in means of products of Gaussians; and the scale
-            # that is left is known up to its limits (MATH section 2.3)
-            error *= np.sqrt(1 + 6 / self._settled.rows) * (1 + greatest) / (1 + least)
-            low, high = self._scale_limits
-            error += max(1 - low, high - 1) if high < np.inf else np.nan
-        return float(error)
+    def hessian_factor(self, *, intercept: bool) -> Array:
+        """Triangular root of the Hessian, with the intercept's coordinate in front or without."""
+        factor = self._estimate.factor
+        if self.memory.has_intercept == intercept:
+            return factor
+        if intercept:  # nothing is known of the means: take them for zero
+            return block_diag(1.0, factor)
+        return triangular_factor(factor[:, 1:])
 
-    def get_precision(self) -> npt.NDArray[np.floating]:
-        """Return the precision matrix.
-
-        Returns
-        -------
-        precision_ : ndarray of shape (n_features, n_features)
-            Inverse of `covariance_`; on its range, if it is singular.
-        """
-        check_is_fitted(self)
-        if self.precision_ is not None:
-            return self.precision_
-        return self._preconditioner.inverse().astype(self._dtype)
-
-    def newton_step(self, gradient: npt.ArrayLike) -> Array:
-        """Multiply a gradient by the inverse Hessian: the step to subtract from coefficients.
-
-        Parameters
-        ----------
-        gradient : array-like of shape (n_features,) or (n_features + 1,)
-            Gradient of the loss; with the intercept's in front, if that is fitted too. It may have
-            been taken elsewhere than the gradients that the Hessian was learnt from. One of
-            n_features entries is taken for that of a model whose intercept is at its optimum; for
-            a model without an intercept fit with ``assume_centered=True``.
-
-        Returns
-        -------
-        step : ndarray of the shape of `gradient`
-            Newton step, the intercept's in front. Singular directions are left alone.
-
-        Raises
-        ------
-        ValueError
-            If the gradient is not finite or has another length.
-
-        Examples
-        --------
-        >>> from sklearn.datasets import load_diabetes
-        >>> from sklearn_gradhess import GradientCovarianceEstimator
-        >>> X, y = load_diabetes(return_X_y=True)
-        >>> hessian = GradientCovarianceEstimator(random_state=0).fit(X)
-        >>> step = hessian.newton_step(-X.T @ y / len(X))  # at zero: one step to least squares
-        >>> residual = y - y.mean() + X @ step
-        >>> print(f"R2 {1 - residual.var() / y.var():.3f}")
-        R2 0.518
-        """
-        check_is_fitted(self)
-        refuse_foreign(gradient=gradient)
-        g = check_array(gradient, ensure_2d=False, dtype=np.float64, input_name="gradient")
-        d = self.n_features_in_
-        if g.ndim != 1 or len(g) not in (d, d + 1):
-            raise ValueError(
-                f"gradient has the shape {g.shape}, but the Hessian is of {d} features: pass "
-                f"({d},), or ({d + 1},) with the intercept's gradient in front."
-            )
-        if len(g) == d:
-            return self._preconditioner.solve(g)
+    def newton_step(self, gradient: Array) -> Array:
+        """Inverse Hessian times a gradient, the intercept's in front if its gradient is there."""
+        if len(gradient) == self.n_features:
+            return self.preconditioner.solve(gradient)
         # The Schur complement of the intercept, whose own curvature is one for the squared loss
-        known = self.loss == "squared_error" or not self._memory.has_intercept
-        curvature = 1.0 if known else self._factor[0, 0] ** 2
-        location = self.location_.astype(np.float64)
-        step = self._preconditioner.solve(g[1:] - location * g[0])
-        return np.concatenate([[g[0] / curvature - location @ step], step])
+        known = self.loss == "squared_error" or not self.memory.has_intercept
+        curvature = 1.0 if known else self._estimate.factor[0, 0] ** 2
+        location = self.location.astype(np.float64)
+        step = self.preconditioner.solve(gradient[1:] - location * gradient[0])
+        return np.concatenate([[gradient[0] / curvature - location @ step], step])
 
-    @by_block
-    def transform(self, X: Any) -> npt.NDArray[np.floating]:
-        """Whiten: subtract `location_` and give the features the identity covariance.
+    def _narrow(self, values: Array) -> npt.NDArray[np.floating]:
+        """Round to the dtype of the features, unless their scale is beyond its range."""
+        limits = np.finfo(self.memory.dtype)
+        sizes = np.abs(np.diag(values) if values.ndim == 2 else values)
+        held = (sizes <= limits.max) & ((sizes >= limits.tiny) | (values.ndim == 1))
+        return values.astype(self.memory.dtype) if np.all(held | (sizes == 0)) else values
 
-        Parameters
-        ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            Features.
 
-        Returns
-        -------
-        X_white : ndarray of shape (n_samples, n_features)
-            Whitened features. Singular directions come out as zeros.
-        """
-        check_is_fitted(self)
-        X = check_features(self, X, reset=False)
-        whiten = self._preconditioner.whitening(self.whitening)[0].astype(X.dtype)
-        with np.errstate(all="ignore"):
-            if sparse.issparse(X):
-                Z = X @ whiten - self.location_.astype(X.dtype) @ whiten
-            else:
-                Z = (X - self.location_.astype(X.dtype)) @ whiten
-        refuse_overflow(Z, X, estimator_name=type(self).__name__)
-        return Z
+@dataclass(frozen=True, eq=False)
+class OneFactor(Sequence[Array]):
+    """List of one triangular root of a Hessian, which `fitted` keeps already.
 
-    def inverse_transform(self, X: Any) -> npt.NDArray[np.floating]:
-        """Undo `transform`, up to singular directions, which stay at the location.
+    Parameters
+    ----------
+    fitted : Fitted
+        What the Hessian is kept in.
+    intercept : bool
+        Whether the intercept's coordinate is in front.
+    unit_first : bool, default=False
+        Scale to a curvature of one in the first coordinate.
+    """
 
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Whitened features.
+    fitted: Fitted
+    intercept: bool
+    unit_first: bool = False
 
-        Returns
-        -------
-        X_original : ndarray of shape (n_samples, n_features)
-            Features in their own units.
+    def __len__(self) -> int:
+        return 1
 
-        Raises
-        ------
-        ValueError
-            If X is not finite or has another width than `transform` makes.
-        """
-        check_is_fitted(self)
-        refuse_foreign(X=X)
-        X = check_array(X, dtype=[np.float64, np.float32], input_name="X")
-        if X.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"X has {X.shape[1]} whitened features, but this estimator makes "
-                f"{self.n_features_in_}."
-            )
-        unwhiten = self._preconditioner.whitening(self.whitening)[1].astype(X.dtype)
-        return X @ unwhiten + self.location_.astype(X.dtype)
+    def __getitem__(self, index: Any) -> Any:
+        factor = replace(self.fitted).hessian_factor(intercept=self.intercept)
+        return [factor / factor[0, 0] if self.unit_first else factor][index]
 
-    @property
-    def _n_features_out(self) -> int:
-        return self.n_features_in_
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
+def _square(root: Array) -> Array:
+    return root.T @ root

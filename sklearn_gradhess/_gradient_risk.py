@@ -2,33 +2,7 @@ r"""Adversarial risk from batch gradients alone, with its interval.
 
 Who sees only gradients knows the coefficients, thus D, and needs v^2, the mean square of the
 residuals, and a, their mean, which the intercept's gradient tells and which is taken for zero
-without (`_risk.closed_form`). v^2 is estimated as below, invariantly under linear maps of the
-features.
-
-Notation: k batches of n rows; z is a row, with a leading one if the intercept's gradient is seen,
-p its length; Omega = E[z z']; u the error of the coefficients; m^2 = u' Omega u the excess risk;
-s^2 the label noise; v^2 = s^2 + m^2 the mean squared error; a = E[z]'u the mean residual.
-
-Antithetic noise. ``h = (g_minus - g_plus)/2`` has second moment Omega, and the clean gradient
-``c = (g_plus + g_minus)/2`` has mean Omega u, for any law of z. So with ``S = sum h h'/k``,
-``C = cov(c)`` and the Wishart factor f = (k - p - 1)/k of the inverse, ``f (cbar' S^-1 cbar -
-tr(S^-1 C)/k)`` estimates m^2; it contains the intercept's error when column 0 is there.
-
-* Without the intercept, Gaussian rows about zero: ``n C = v^2 Omega + Omega u u' Omega``. The
-  functionals w with ``w' cbar = 0`` see v^2 alone: ``n/(p-1) f' tr((B'SB)^-1 B'CB)``, B a basis of
-  them. The Wishart matrix B'SB has p - 1 dimensions, so f' = (k - p)/k. Heavy tails inflate it.
-* With the intercept, any law: c_0 is the mean residual of a batch, so that ``n var(c_0) + mean(c_0)
-  ^2`` estimates v^2, with a relative standard error of sqrt(2/k). No Gaussian rows are needed.
-
-Single noise, total variance tau = n. For Gaussian rows ``n cov(g) = T Omega + Omega u u' Omega -
-2 a^2 mu mu'``, with T = tau + m^2, mu = E[z] (`_moments.remove_nuisance`). Split m^2 = a^2 + b^2.
-The intercept's gradient has mean a and variance ``(T - a^2)/n``. In centred coordinates mu is the
-first unit vector; given g_0, what the other coordinates add to ``mean(g)' cov(g)^-1 mean(g)`` is
-``Delta = n b^2 rho^2/(T + rho b^2)``, rho = (T - 2 a^2)/(T - a^2). Hotelling's test of additional
-information has a noncentral F law in Delta, whose limits give those of ``b^2 = (tau + a^2) Delta/(n
-rho^2 - (1 + rho) Delta)``; a has Student's. The two are independent, so distances from estimate to
-limit add in squares (Zou and Donner's MOVER). Without an intercept a = 0 and rho = 1: what is left
-is tau Delta/(n - 2 Delta), infinite from Delta = n/2 on.
+without (`_risk.closed_form`). `_excess_risk` estimates them, with limits.
 
 Risk at radius r. With ``q = a^2/v^2`` held, it is an increasing function of v^2, so an interval of
 v^2 is mapped. In its place stands that of ``W_a a^2 + W_b (v^2 - a^2)``, which to first order has
@@ -37,23 +11,21 @@ the risk's errors: W are the slopes of the risk in a^2 and in v^2 - a^2 over tha
 v^2, stretches the interval on the log scale. At r = 0 or a = 0 the weights are one.
 """
 
-import warnings
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import qr, solve_triangular
-from scipy.optimize import brentq
-from scipy.special import betainc, gammaln, stdtrit, xlogy
 
+from sklearn_gradhess._excess_risk import Estimate, hardly_seen, of_pairs, of_single_noise
 from sklearn_gradhess._risk import closed_form, dual_norm, folded_normal
-from sklearn_gradhess.exceptions import CalibrationWarning
+from sklearn_gradhess._scale import noise_seen, swap_intercept
 
 __all__ = ["GradientAdversarialRisk", "gradient_adversarial_risk"]
 
 Array = npt.NDArray[np.float64]
-_LARGE_CORRECTION = 1.5  # of the saturation of single noise
+# Batches whose noise of signs may cancel in all of them, at a probability of 1/2 each
+_FEW = 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,18 +90,6 @@ class GradientAdversarialRisk:
         return "\n".join(lines)
 
 
-class _Estimate(NamedTuple):
-    """Limits of a mean square, and how its error goes with that of a^2, the squared mean residual.
-
-    along is the covariance of the two errors and of_mean the variance of that of a^2, both over the
-    variance of the error of the mean square; numbers, or one for each of the limits.
-    """
-
-    limits: Array  # value, low, high
-    along: Any = 0.0
-    of_mean: Any = 0.0
-
-
 def gradient_adversarial_risk(
     gradients: npt.ArrayLike,
     antithetic: npt.ArrayLike | None = None,
@@ -142,6 +102,8 @@ def gradient_adversarial_risk(
     noise_variance: float | None = None,
     confidence_level: float = 0.95,
     has_intercept: bool = False,
+    intercept_position: str = "first",
+    gradient_scale: float = 1.0,
     scale: npt.ArrayLike | None = None,
     covariance: Any = None,
 ) -> GradientAdversarialRisk:
@@ -173,10 +135,16 @@ def gradient_adversarial_risk(
     confidence_level : float, default=0.95
         Nominal coverage of the intervals.
     has_intercept : bool, default=False
-        Whether column 0 is the gradient of the intercept. Then features need not be centred, nor
+        Whether one column is the gradient of the intercept. Then features need not be centred, nor
         residuals, the excess risk includes the intercept's error, and the error against y, from
         pairs, needs no assumption on the features, at the price of a relative standard error of
-        ``sqrt(2/k)``.
+        ``sqrt(2/k)``. It also shows the noise, so that wrong gradients are refused.
+    intercept_position : {"first", "last"}, default="first"
+        Which column that is; "last" where gradients come from torch's parameters.
+    gradient_scale : float, default=1.0
+        Factor between the gradients passed and those of the mean half loss: 2 for the mean squared
+        error without the half (torch's `MSELoss()`), `batch_size` for a sum of half losses, twice
+        that for `MSELoss(reduction="sum")`. Without `has_intercept` nothing can show a wrong one.
     scale, covariance : array-like, default=None
         See `dual_norm`; taken as exact.
 
@@ -189,7 +157,10 @@ def gradient_adversarial_risk(
     ------
     ValueError
         If gradients are not finite, carry no noise, or are too few (three more than their columns
-        are needed), an argument is out of range, or the noise variance is neither given nor
+        are needed); a column, such as a rare level of a category, varies in fewer than four batches
+        (it is named); the intercept's gradient shows another noise than that of variance
+        `batch_size`, beyond its sampling error (the message names the `gradient_scale` that would
+        explain it); an argument is out of range, or the noise variance is neither given nor
         identifiable.
 
     Warns
@@ -205,7 +176,8 @@ def gradient_adversarial_risk(
     absolute value is ``sqrt(2/pi) v`` at a = 0, and goes up to v at ``abs(a) = v``.
 
     Pairs without `has_intercept`: the error against y takes features for Gaussian about zero;
-    elliptical ones of kurtosis 3 kappa inflate it to ``s^2 + kappa m^2``.
+    elliptical ones of kurtosis 3 kappa inflate it to ``s^2 + kappa m^2``. Where features are zero
+    in some batches, they are seen not to be, and the error is not told.
 
     References
     ----------
@@ -224,35 +196,36 @@ def gradient_adversarial_risk(
     400 batches of 32 rows, 95 % intervals
       risk at radius 0.1 ...
     """
+    names = getattr(gradients, "columns", None)
     g, w, r = (np.asarray(a, dtype=np.float64) for a in (gradients, coef, radius))
     pair = None if antithetic is None else np.asarray(antithetic, dtype=np.float64)
-    _check_gradients(g, pair, w, has_intercept)
-    if target not in ("observed", "clean"):
-        raise ValueError(f"target must be 'observed' or 'clean', got {target!r}.")
-    if not 0 < batch_size < np.inf:
-        raise ValueError(f"batch_size must be finite and > 0, got {batch_size!r}.")
-    if not 0 < confidence_level < 1:
-        raise ValueError(f"confidence_level must be in (0, 1), got {confidence_level!r}.")
+    _check_numbers(target, batch_size, confidence_level, gradient_scale, intercept_position)
     for name, values in (("radius", r), ("noise_variance", np.array(noise_variance or 0.0))):
         if not np.all((values >= 0) & np.isfinite(values)):
             raise ValueError(f"{name} must be finite and >= 0, got {values!r}.")
+    _check_gradients(g, pair, w, has_intercept)
     if pair is None and noise_variance is None and target == "observed":
         raise ValueError(
             "Single-noise gradients do not tell the noise of the observed target. Pass "
             "noise_variance, or antithetic gradients, or use target='clean'."
         )
+    _check_seen(g, pair, has_intercept, names, intercept_position)
+    first = swap_intercept if has_intercept and intercept_position == "last" else np.asarray
+    g, pair = first(g / gradient_scale), None if pair is None else first(pair / gradient_scale)
     dual = float(dual_norm(w, norm, scale=scale, covariance=covariance))
     of_excess, of_mse, a2 = (
-        _single_noise(g, batch_size, has_intercept, confidence_level)
+        of_single_noise(g, batch_size, has_intercept, confidence_level)
         if pair is None
-        else _antithetic(g, pair, batch_size, has_intercept, confidence_level)
+        else of_pairs(g, pair, batch_size, has_intercept, confidence_level)
     )
     excess, mse = of_excess.limits, of_mse.limits
+    if has_intercept:
+        _check_noise(g, pair, batch_size, excess, gradient_scale)
     if noise_variance is not None:
         mse = excess + noise_variance
     elif target == "observed" and np.isnan(mse[0]):
         raise ValueError(
-            "A single feature's gradients do not tell label noise and excess risk apart. Pass "
+            f"{_why_untold(g)} do not tell label noise and excess risk apart. Pass "
             "noise_variance, or the intercept's gradient too, with has_intercept=True."
         )
     told, added = of_mse, 0.0
@@ -282,7 +255,7 @@ def gradient_adversarial_risk(
     )
 
 
-def _risk_limits(told: _Estimate, added: float, a2: float, attack: Array) -> Array:
+def _risk_limits(told: Estimate, added: float, a2: float, attack: Array) -> Array:
     """(value, low, high) of the risk where v^2 is what was estimated and a known variance more."""
     limits, value = told.limits, told.limits[0]
     if not (0 < value < np.inf and a2 > 0):
@@ -299,6 +272,81 @@ def _risk_limits(told: _Estimate, added: float, a2: float, attack: Array) -> Arr
     low = stretched[..., 1]  # a lower limit below a^2 is one of a^2, too
     shares[..., 1] = np.minimum(share, low / (low + added)) if added > 0 else min(share, 1.0)
     return closed_form(stretched + added, attack, shares)
+
+
+def _why_untold(g: Array) -> str:
+    if g.shape[1] == 1:
+        return "A single feature's gradients"
+    sparse = np.sum(np.any(g == 0, axis=0))
+    return f"Gradients of features that are zero in some batches ({sparse} columns), not Gaussian,"
+
+
+def _check_numbers(target: str, n: float, level: float, scale: float, position: str) -> None:
+    if target not in ("observed", "clean"):
+        raise ValueError(f"target must be 'observed' or 'clean', got {target!r}.")
+    if not 0 < n < np.inf:
+        raise ValueError(f"batch_size must be finite and > 0, got {n!r}.")
+    if not 0 < level < 1:
+        raise ValueError(f"confidence_level must be in (0, 1), got {level!r}.")
+    if not 0 < scale < np.inf:
+        raise ValueError(f"gradient_scale must be finite and > 0, got {scale!r}.")
+    if position not in ("first", "last"):
+        raise ValueError(f"intercept_position must be 'first' or 'last', got {position!r}.")
+
+
+def _check_seen(
+    g: Array, pair: Array | None, has_intercept: bool, names: Any, position: str
+) -> None:
+    """Refuse columns that too few batches tell of; leverage one would leave no error of theirs."""
+    is_last = has_intercept and position == "last"
+    noise, clean = (g, g) if pair is None else ((pair - g) / 2, (pair + g) / 2)
+    if is_last:
+        noise, clean = swap_intercept(noise), swap_intercept(clean)
+    columns, counts = hardly_seen(noise, clean, has_intercept)
+    if not columns:
+        return
+    told = [(j - 1) % g.shape[1] if is_last else j for j in columns]
+    labels = [
+        f"{j if names is None else repr(names[j])} (in {count})"
+        for j, count in zip(told[:5], counts, strict=False)
+    ]
+    raise ValueError(
+        f"Columns of gradients that vary in too few of the {len(g)} batches to be known: "
+        f"{', '.join(labels)}{', ...' if len(columns) > 5 else ''}; four batches are the least. A "
+        "rare level of a category does so. Join rare levels, or use more samples or a larger "
+        "batch_size; or leave these columns, with their coefficients, out of the gradients if they "
+        "hardly matter."
+    )
+
+
+def _check_noise(g: Array, pair: Array | None, n: float, excess: Array, scale: float) -> None:
+    """Refuse gradients whose intercept shows another noise than the calibrated one."""
+    value, low, high = excess
+
+    def seen_in(column: int) -> Any:
+        other = None if pair is None else pair[:, column]
+        error = (high - low) / 4
+        return noise_seen(
+            g[:, column], other, batch_size=n, excess_risk=value, excess_risk_error=error
+        )
+
+    seen = seen_in(0)
+    if pair is not None and len(g) < _FEW and seen.ratio < 1:
+        # signs of an even number of rows may cancel, in all of few batches too
+        canceled = (pair[:, 0] == g[:, 0]) & (g[:, 0] != 0)
+        if canceled.any():
+            return
+    if seen.mismatched:
+        fact, way_out = seen.explain(n, gradient_scale=scale, other_end=seen_in(-1))
+        way_out = way_out or (
+            "Noise that is in y already counts towards it: see calibrated_variance."
+            if pair is None
+            else "Were both gradients of a pair taken on the same batch, with the same noise?"
+        )
+        raise ValueError(
+            f"{fact} {way_out} gradient_scale is the factor between these gradients and those of "
+            "the mean half loss."
+        )
 
 
 def _check_gradients(g: Array, pair: Array | None, w: Array, has_intercept: bool) -> None:
@@ -320,218 +368,3 @@ def _check_gradients(g: Array, pair: Array | None, w: Array, has_intercept: bool
             f"Gradients of {bad} of {len(g)} batches have NaN or infinite entries. Drop these "
             "batches, or take gradients at coefficients that have not diverged."
         )
-
-
-def _factorize(rows: Array, gradients: Array) -> tuple[Array, Array, Array, Array]:
-    """Pivoted QR of the noise: orthonormal rows, factor, and the kept columns with their units.
-
-    Columns that depend on others, such as all levels of a category, tell nothing new: left out.
-    """
-    k, d = rows.shape
-    unit = np.abs(rows).max(axis=0, initial=0.0)
-    size = np.abs(gradients).max(axis=0, initial=0.0)
-    seen = np.flatnonzero(unit > 1e-13 * size)  # below is rounding error of the difference
-    if not len(seen):
-        raise ValueError(
-            f"The {k} batch gradients differ by no noise at all. Add target noise of variance "
-            "batch_size, drawn anew for each row, before taking gradients."
-        )
-    q, factor, order = qr(rows[:, seen] / unit[seen], mode="economic", pivoting=True)
-    diagonal = np.abs(np.diag(factor))
-    rounding = max(k, d) * np.finfo(np.float64).eps * np.max(size[seen] / unit[seen])
-    rank = int(np.sum(diagonal > rounding * diagonal[0]))
-    if k <= rank + 2:
-        raise ValueError(
-            f"Only {k} batch gradients for {d} coordinates: the inverse covariance needs more "
-            f"than {d + 2}. Use a smaller batch_size, or more samples."
-        )
-    kept = seen[order[:rank]]
-    return q[:, :rank], factor[:rank, :rank], kept, unit[kept]
-
-
-def _antithetic(
-    g: Array, pair: Array, n: float, has_intercept: bool, level: float
-) -> tuple[_Estimate, _Estimate, float]:
-    """m^2, v^2 and a^2, the first two with intervals by influence functions.
-
-    In coordinates where S is the identity the influence of batch b on m^2 is ``2 m y_b - m^2
-    z_b``: ``y_b = e'(c_b - cbar)``, ``z_b = (e'h_b)^2``, e the direction of cbar. The influence of
-    S is divided by ``sqrt(1 - leverage)``: without, the variance is low by the factor 1 - p/k (a
-    deletion jackknife divides by 1 - leverage, and is high by as much).
-    """
-    h, c = (pair - g) / 2, (pair + g) / 2
-    q, factor, kept, unit = _factorize(h, np.maximum(np.abs(g), np.abs(pair)))
-    k, p = q.shape
-    white_h = np.sqrt(k) * q
-    white_c = solve_triangular(factor, np.sqrt(k) * (c[:, kept] / unit).T, trans="T").T
-    mean = white_c.mean(axis=0)
-    white_c -= mean
-    length = np.linalg.norm(mean)
-    e = mean / length if length > 0 else np.full(p, p**-0.5)
-    debias = (k - p - 1) / k
-    cov = white_c.T @ white_c / (k - 1)
-    trace = np.trace(cov)
-    m2 = max(debias * (length**2 - trace / k), 0.0)
-    m = np.sqrt(m2)
-
-    z = (white_h @ e) ** 2 / np.sqrt(1 - np.sum(q**2, axis=1))
-    y = np.sqrt(debias) * white_c @ e
-    # y and z share the fluctuation of the features: y = slope z + rest, slope of the order of m
-    (var_z, yz), (_, var_y) = np.cov(z, y)
-    share = np.clip(yz / (var_z * m), 0.0, 1.0) if m > 0 else 0.0
-    # Unbiased tr(cov^2): the variance that is left at m = 0
-    square = (k - 1) ** 2 / ((k - 2) * (k + 1)) * (np.sum(cov**2) - trace**2 / (k - 1))
-    quantile = _t_quantile(2 * y - m * z, level)
-    law = (
-        max((1 - 2 * share) ** 2 * var_z / k, 1e-6),
-        4 * (var_y - yz**2 / var_z) / k,
-        2 * (debias / k) ** 2 * max(square, 0.0),
-    )
-    excess = _stabilized_interval(m2, law, quantile)
-    if not has_intercept:
-        return _Estimate(excess), _Estimate(_mse_of_trace(white_c, white_h, e, n, level)), 0.0
-    mean_residual = c[:, 0].mean()
-    centered = c[:, 0] - mean_residual
-    variance = centered.var(ddof=1)
-    # n var(c_0) + mean^2, less the mean's own noise
-    a2 = mean_residual**2 - variance / k
-    of_mean = 2 * mean_residual * centered
-    influence = n * centered**2 + of_mean
-    mse = _log_interval(n * variance + a2, influence, level)
-    stated = k * (law[0] * m2**2 + law[1] * m2 + law[2])
-    return (
-        _with_mean(excess, m * (2 * y - m * z), of_mean, stated),
-        _with_mean(mse, influence, of_mean, float(influence.var(ddof=1))),
-        max(float(a2), 0.0),
-    )
-
-
-def _with_mean(limits: Array, influence: Array, of_mean: Array, variance: float) -> _Estimate:
-    (_, along), (_, own) = np.cov(influence, of_mean)
-    return _Estimate(limits, *(np.array([along, own]) / variance if variance > 0 else ()))
-
-
-def _stabilized_interval(m2: float, law: tuple[float, float, float], quantile: float) -> Array:
-    """(value, low, high) where the estimate of m^2 has variance ``A m^4 + B m^2 + C``.
-
-    ``t(s) = log(2 sqrt(A V(s)) + 2 A s + B)``, V(s) the variance at s, has the constant standard
-    deviation sqrt(A): the log scale for large s, linear near zero, where the log breaks down.
-    """
-    a, b, c = law
-    at_zero = 2 * np.sqrt(a * c) + b
-    here = 2 * np.sqrt(a * (a * m2 * m2 + b * m2 + c)) + 2 * a * m2 + b
-    if here <= 0:
-        return np.zeros(3)
-    with np.errstate(over="ignore", invalid="ignore"):
-        t = np.maximum(here * np.exp(np.array([-1.0, 1.0]) * quantile * np.sqrt(a)), at_zero)
-        low, high = np.where(t > at_zero, ((t - b) ** 2 - 4 * a * c) / (4 * a * t), 0.0)
-    return np.array([m2, max(low, 0.0), high if np.isfinite(high) else np.inf])
-
-
-def _mse_of_trace(white_c: Array, white_h: Array, e: Array, n: float, level: float) -> Array:
-    """v^2 from the clean gradients' covariance across their mean; see the module's docstring."""
-    k, p = white_c.shape
-    if p < 2:
-        return np.full(3, np.nan)
-    x, w = (rows - np.outer(rows @ e, e) for rows in (white_c, white_h))
-    cov = x.T @ x / (k - 1)
-    gain = n / (p - 1) * (k - p) / k
-    along_c, along_h = np.sum(x**2, axis=1), np.sum(w @ cov * w, axis=1)
-    leverage = np.sum(w**2, axis=1) / k
-    estimate = gain * np.trace(cov)
-    # Delete-one values, exactly, by Sherman and Morrison: their mean tells the bias of order n_b/k
-    # that comes of both halves sharing the features of a batch, and of h not being Gaussian
-    shared = (k - 1) * along_h - k / (k - 1) * np.sum(x * w, axis=1) ** 2
-    left = (k - 1) * np.trace(cov) - k / (k - 1) * along_c + shared / (k * (1 - leverage))
-    deleted = n / (p - 1) * (k - 1 - p) / k * left / (k - 2)
-    unbiased = k * estimate - (k - 1) * deleted.mean()
-    influence = gain * (along_c - along_h / np.sqrt(1 - leverage))
-    return _log_interval(np.clip(unbiased, estimate / 2, 2 * estimate), influence, level)
-
-
-def _log_interval(estimate: float, influence: Array, level: float) -> Array:
-    if not estimate > 0:
-        return np.zeros(3)
-    error = influence.std(ddof=1) / np.sqrt(len(influence)) / estimate
-    with np.errstate(over="ignore"):
-        return estimate * np.exp(_t_quantile(influence, level) * error * np.array([0.0, -1.0, 1.0]))
-
-
-def _t_quantile(influence: Array, level: float) -> float:
-    # Satterthwaite: the variance of k numbers of kurtosis K has relative variance (K - 1)/k
-    centered = influence - influence.mean()
-    variance = np.mean(centered**2)
-    excess = np.mean(centered**4) / variance**2 - 1 if variance > 0 else 0.0
-    degrees = 2 * len(influence) / max(excess, 0.1)
-    return float(stdtrit(max(degrees, 1.0), (1 + level) / 2))
-
-
-def _single_noise(
-    g: Array, n: float, has_intercept: bool, level: float
-) -> tuple[_Estimate, _Estimate, float]:
-    """m^2, by noncentral F limits, no v^2, and a^2; names as in the module's docstring."""
-    mean = g.mean(axis=0)
-    _, factor, kept, unit = _factorize(g - mean, g)
-    k, p = len(g), len(kept)
-    half = solve_triangular(factor, mean[kept] / unit, trans="T")
-    hotelling = (k - 1) * float(half @ half)
-    a_squares, rho, known = np.zeros(3), 1.0, 0.0
-    if has_intercept:
-        variance = g[:, 0].var(ddof=1)
-        a, known = abs(mean[0]), mean[0] ** 2 / variance
-        margin = stdtrit(k - 1, (1 + level) / 2) * np.sqrt(variance / k)
-        limits = max(a - margin, 0.0) ** 2, (a + margin) ** 2
-        a_squares = np.array([max(a**2 - variance / k, 0.0), *limits])
-        rho = max(1 - a_squares[0] / (n * variance), 0.0)
-    d = max(p - has_intercept, 1)
-    given = 1 + k / (k - 1) * known
-    ratio = (k - p) / d * k / (k - 1) * max(hotelling - known, 0.0) / given
-    centre = max(d * ((k - p - 2) / (k - p) * ratio - 1), 0.0)
-    tails = (1 + level) / 2, (1 - level) / 2
-    added = centre, *(_noncentrality(ratio, d, k - p, tail, k * n) for tail in tails)
-    share = np.array(added) * given / k / n
-    room = rho**2 - (1 + rho) * share
-    b_squares = np.full(3, np.inf)
-    np.divide((n + a_squares[0]) * share, room, out=b_squares, where=room > 0)
-    b_squares[share == 0] = 0.0
-    if np.isinf(b_squares[1]):  # past saturation by the intercept alone: b is unknown
-        b_squares[1] = 0.0
-    value, low, high = a_squares + b_squares
-    share_a = np.zeros(3)  # of the squared distances
-    if np.isfinite(value):
-        a_away, b_away = np.abs(a_squares - a_squares[0]), np.abs(b_squares - b_squares[0])
-        away = np.hypot(a_away, b_away)
-        # of two that may be zero the sum may be, although the distances add up to less
-        low = max(value - away[1], 0.0) if a_squares[1] + b_squares[1] > 0 else 0.0
-        high = value + away[2]
-        np.divide(a_away, away, out=share_a, where=(away > 0) & np.isfinite(away))
-    if np.isinf(high) or 1 + 2 * value / n > _LARGE_CORRECTION:
-        warnings.warn(
-            f"Single-noise gradients of batch size {n:g} saturate at an excess risk of this order. "
-            f"The estimate {value:.3g} is {1 + 2 * value / n:.3g} times what they show, for "
-            f"Gaussian features{', without upper limit' if np.isinf(high) else ''}. Use antithetic "
-            "gradients, a larger batch_size, or coefficients closer to the optimum.",
-            CalibrationWarning,
-            stacklevel=3,
-        )
-    told = _Estimate(np.array([value, low, high]), share_a**2, share_a**2)
-    return told, _Estimate(np.full(3, np.nan)), float(a_squares[0])
-
-
-def _noncentrality(f: float, d1: int, d2: int, probability: float, largest: float) -> float:
-    # scipy.special.ncfdtrinc is right to four digits only, and ends at 1e4
-    law = f, d1, d2, probability
-    if _noncentral_f_gap(0.0, *law) <= 0:
-        return 0.0
-    if _noncentral_f_gap(largest, *law) >= 0:
-        return np.inf
-    return float(brentq(_noncentral_f_gap, 0.0, largest, args=law, rtol=1e-10))
-
-
-def _noncentral_f_gap(nc: float, f: float, d1: int, d2: int, probability: float) -> float:
-    """Distribution function of the noncentral F law at f, less a probability."""
-    # A Poisson mixture of central laws, over the terms that matter
-    reach = 9 * np.sqrt(nc / 2 + 1) + 30
-    j = np.arange(max(0, np.floor(nc / 2 - reach)), nc / 2 + reach)
-    weight = np.exp(xlogy(j, nc / 2) - nc / 2 - gammaln(j + 1))
-    return float(weight @ betainc(d1 / 2 + j, d2 / 2, d1 * f / (d1 * f + d2))) - probability

@@ -180,7 +180,7 @@ def derivatives(
     if coef is not None:
         raw_prediction += X @ coef.astype(X.dtype)
     if y is None:
-        return None, loss.curvature(raw_prediction, raw_prediction)
+        return None, loss.curvature(loss.mean(raw_prediction), raw_prediction)
     loss.check_y(y)
     curvature = None if squared else loss.curvature(y, raw_prediction)
     return loss.gradient(y, raw_prediction), curvature

@@ -146,9 +146,14 @@ class Newton:
 
     def look(self, point: Point) -> tuple[Method, Look]:
         """Solve for the step; by the stiffness where the curvature cannot be believed."""
-        method, found = self._attempt(point)
         if self.data.problem.loss.quadratic:
-            return method, method._looked(point, found)
+            method = self._prepared(point)
+            assert method.factor is not None
+            decrement = max(method.factor.decrement(point.gradient), point.rounding)
+            if decrement <= self.goal.enough(point):
+                return method, Look(point, decrement)
+            return method, method._looked(point, method._solve(point))
+        method, found = self._attempt(point)
         if self.model is Model.CURVATURE:
             if method._believes(point, found):
                 return method, method._looked(point, found)
@@ -204,18 +209,26 @@ class Newton:
 
     def _assuming(self, model: Model) -> "Newton":
         """By this model, and without a preconditioner of another one."""
-        return replace(self, model=model, factor=None, made_of=None)
+        return replace(self, model=model, factor=None, made_of=None, made_at=None)
 
     def _prepared(self, point: Point) -> "Newton":
         """Have a preconditioner that is near enough."""
         if self.data.problem.loss.quadratic:
             return self if self.factor else replace(self, factor=self.make(None))
         weights = self._weights(point)
-        if self.made_of is not None:
-            now, then = (self.data.problem.weighted(w) for w in (weights, self.made_of))
-            if np.abs(now - then).sum() <= _MOVED * then.sum():
-                return self
+        if self.moved(point) <= _MOVED:
+            return self
         return replace(self, factor=self.make(weights), made_of=weights, made_at=point.rows)
+
+    def moved(self, point: Point) -> float:
+        """Relative change of the rows' weights since the preconditioner was made."""
+        if self._fresh(point):
+            return 0.0
+        if self.made_of is None:
+            return np.inf
+        weighted = self.data.problem.weighted
+        now, then = weighted(self._weights(point)), weighted(self.made_of)
+        return float(np.abs(now - then).sum() / max(then.sum(), np.finfo(float).tiny))
 
     def _weights(self, point: Point) -> Array:
         weights = self.data.weights(point, self.model)
@@ -238,6 +251,7 @@ class Newton:
         factor, law = self.factor, self._law(point)
         assert factor is not None
         least = 0.1 * max(self.goal.target(point), point.rounding)
+        softened = self._softened(point)[0]
         dispersion = point.floor / max(self.data.error, 1e-300)
 
         def enough(first: float, left: float, shrank: float) -> bool:
@@ -247,7 +261,8 @@ class Newton:
             if not self.data.problem.loss.quadratic:
                 forcing = min(_FORCING, first / max(dispersion, 1e-300))
             share = min(law, max(shrank, 2 * factor.ratio))
-            return left * share <= max(least, forcing * first)
+            nothing = left == first and first * softened <= self.goal.enough(point)
+            return nothing or left * share <= max(least, forcing * first)
 
         judge = None if self.given is None else factor.decrement
         return conjugate_gradients(
@@ -333,7 +348,7 @@ def drifts(method: Newton, point: Point) -> bool:
     """
     for _ in range(_DRIFTS):
         # With the curvature at this very point: what is seen there has hardly any weight
-        newton, look = replace(method, factor=None, made_of=None).look(point)
+        newton, look = replace(method, factor=None, made_of=None, made_at=None).look(point)
         raw = look.way.found.raw
         gained = method.data.problem.weighted(look.point.rows.curvature * raw**2)
         if not gained[np.abs(raw) > 0.5].sum() > 0.5 * gained.sum():

@@ -17,6 +17,7 @@ _READ = 1e-9  # in a pass: prediction and adjoint
 _SPARSE = 6e-9  # a stored entry, in a pass
 _ROW = 6e-8  # derivatives of the loss of a row
 _SKETCHED = 40  # batches a coefficient of a sketch for conjugate gradients
+_FEWEST = 8  # rows in a batch of a sketch that is worth its while
 _SPARE = 16  # batches more than coefficients, below which the inverse has no mean to speak of
 _SHARE = 8  # rows, of which one serves for a start
 _START = 64  # rows a coefficient that a start needs
@@ -87,7 +88,7 @@ def plan(
         sketched = steps or _cost_of_sketch(n, p, wanted, density, n_columns) < _cost_of_hessian(
             n, p, n_columns
         )
-        preconditioner = "sketch" if sketched and 2 * wanted <= n else "exact"
+        preconditioner = "sketch" if sketched and _FEWEST * wanted <= n else "exact"
     if preconditioner == "exact":
         return Plan("exact", "steps" if steps else "newton", n, share)
     return Plan("sketch", "steps" if steps else "newton", min(wanted, n), share)

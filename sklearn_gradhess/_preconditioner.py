@@ -245,7 +245,7 @@ def gram_roots(
     has_intercept: bool,
     alpha: Array | float = 0.0,
     precision: float = _EPS,
-) -> tuple[Array, Array] | None:
+) -> tuple[Array, Array, float] | None:
     """Return T and R of a Gram matrix of rows (1, x - shift), ``T T' = (R'R + alpha)^-1``.
 
     By the Cholesky factor of the matrix scaled to unit diagonal: fast, but the condition number is
@@ -270,6 +270,8 @@ def gram_roots(
         Inverse root in the coordinates of (1, x).
     R : ndarray of shape (p, p)
         Upper triangular root of the matrix without the ridge, in the same coordinates.
+    condition : float
+        Reciprocal condition number of the scaled matrix.
     """
     h = int(has_intercept)
     centered, mean, total = gram, shift, 1.0
@@ -291,24 +293,25 @@ def gram_roots(
     )
     if inverse is None:
         return None
-    T, root = inverse
+    T, root, condition = inverse
     root = _root(centered, variance) if np.any(alpha) else root * scale
     T = T / scale[:, None]
     if not h:
-        return T, root
+        return T, root, condition
     R = np.zeros((len(root) + 1, len(root) + 1))
     R[0, 0], R[0, 1:], R[1:, 1:] = np.sqrt(total), np.sqrt(total) * mean, root
-    return _with_intercept(T, 1 / np.sqrt(total), mean), R
+    return _with_intercept(T, 1 / np.sqrt(total), mean), R, condition
 
 
-def _inverse_cholesky(correlation: Array, least: float) -> tuple[Array, Array] | None:
-    """Inverse of the Cholesky factor, and the factor; None below a reciprocal condition number."""
+def _inverse_cholesky(correlation: Array, least: float) -> tuple[Array, Array, float] | None:
+    """Inverse of the Cholesky factor, the factor, and the reciprocal condition number."""
     upper = np.abs(np.triu(correlation))
     norm = float(np.max(upper.sum(axis=0) + upper.sum(axis=1) - np.diag(upper)))
     factor, info = lapack.dpotrf(correlation, clean=1)
-    if info or not lapack.dpocon(factor, norm)[0] > least:
+    if info:
         return None
-    return lapack.dtrtri(factor)[0], factor
+    condition = float(lapack.dpocon(factor, norm)[0])
+    return (lapack.dtrtri(factor)[0], factor, condition) if condition > least else None
 
 
 def _root(gram: Array, diagonal: Array) -> Array:

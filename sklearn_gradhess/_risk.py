@@ -6,13 +6,24 @@ the dual norm of the coefficients (MATH section 5). For residuals whose mean is 
 the mean of the folded normal law instead, between c0 v and v.
 """
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import erf
 
-__all__ = ["closed_form", "dual_norm", "folded_normal", "gaussian_adversarial_risk"]
+__all__ = [
+    "check_n_columns",
+    "closed_form",
+    "conjugate",
+    "dual_norm",
+    "folded_normal",
+    "gaussian_adversarial_risk",
+    "largest",
+    "norm_order",
+    "vector_norm",
+]
 
 Array = npt.NDArray[np.float64]
 _C0 = np.sqrt(2 / np.pi)
@@ -24,6 +35,7 @@ def dual_norm(
     *,
     scale: npt.ArrayLike | None = None,
     covariance: Any = None,
+    n_columns: int | None = None,
 ) -> float | Array:
     r"""Largest change of ``x @ coef`` that an attack of radius one can make.
 
@@ -41,6 +53,9 @@ def dual_norm(
     covariance : array-like of shape (n_features, n_features) or fitted estimator, default=None
         For "mahalanobis" only, and needed there: a positive semidefinite matrix, or anything with
         an attribute `covariance_`, such as a `GradientCovarianceEstimator`.
+    n_columns : int, default=None
+        Most features that the attack may move: those where ``scale |coef|`` is largest. None is
+        all. Not for "mahalanobis".
 
     Returns
     -------
@@ -51,7 +66,8 @@ def dual_norm(
     ------
     ValueError
         If the norm is below one or unknown, coefficients are not finite, budgets are negative, not
-        finite or of another length, or `covariance` is missing, not wanted or no covariance.
+        finite or of another length, `covariance` is missing, not wanted or no covariance, or
+        `n_columns` is no positive integer.
 
     References
     ----------
@@ -64,6 +80,8 @@ def dual_norm(
     5.0
     >>> dual_norm([[3.0, -4.0], [1.0, 0.0]], "mahalanobis", covariance=[[1.0, 0.0], [0.0, 4.0]])
     array([8.54400375, 1.        ])
+    >>> dual_norm([3.0, -4.0, 1.0], "inf", n_columns=2)
+    7.0
     """
     w = np.asarray(coef, dtype=np.float64)
     if w.ndim not in (1, 2) or not w.size or not np.all(np.isfinite(w)):
@@ -72,25 +90,71 @@ def dual_norm(
             f"{w.shape} with {np.sum(~np.isfinite(w))} NaN or infinite entries. If the fit "
             "diverged, refit with smaller steps."
         )
-    p = np.nan if isinstance(norm, str) else float(norm)
-    mahalanobis = norm == "mahalanobis"
-    if not (mahalanobis or p >= 1):
-        raise ValueError(
-            f"norm must be >= 1, inf or 'mahalanobis', got {norm!r}. Below one it is no norm: for "
-            "an attack on few features use norm=1."
-        )
+    p = norm_order(norm)
+    mahalanobis = p is None
     if (scale if mahalanobis else covariance) is not None:
         raise ValueError(
             f"{'scale' if mahalanobis else 'covariance'} does not go with norm={norm!r}: scale is "
             "for norm >= 1, covariance for norm='mahalanobis'. Leave it out, or change norm."
         )
-    if mahalanobis:
+    check_n_columns(n_columns, p)
+    if p is None:
         dual = _mahalanobis(w, _check_covariance(covariance, w.shape[-1]))
     else:
-        q = np.inf if p == 1 else 1.0 if np.isinf(p) else p / (p - 1)
         with np.errstate(over="ignore"):
-            dual = _vector_norm(w if scale is None else w * _check_scale(scale, w.shape[-1]), q)
+            weighed = w if scale is None else w * _check_scale(scale, w.shape[-1])
+            dual = vector_norm(largest(weighed, n_columns), conjugate(p))
     return float(dual) if w.ndim == 1 else dual
+
+
+def norm_order(norm: Any) -> float | None:
+    """Order p of the norm of an attack, or None for "mahalanobis"; ValueError for anything else."""
+    if isinstance(norm, str):
+        if norm == "mahalanobis":
+            return None
+        p = np.inf if norm == "inf" else np.nan
+    else:
+        try:
+            p = float(norm)
+        except (TypeError, ValueError):
+            p = np.nan
+    if not p >= 1:
+        raise ValueError(
+            f"norm must be >= 1, inf or 'mahalanobis', got {norm!r}. Below one it is no norm: for "
+            "an attack on few features use norm=1, or n_columns for at most so many."
+        )
+    return p
+
+
+def conjugate(p: float) -> float:
+    """Order q of the dual norm, 1/p + 1/q = 1."""
+    return np.inf if p == 1 else 1.0 if np.isinf(p) else p / (p - 1)
+
+
+def check_n_columns(n_columns: Any, p: float | None) -> None:
+    """Raise ValueError unless an attack on so many columns has a closed form."""
+    if n_columns is None:
+        return
+    if isinstance(n_columns, bool) or not isinstance(n_columns, Integral) or n_columns < 1:
+        raise ValueError(
+            f"n_columns must be an integer >= 1 or None, got {n_columns!r}: the most columns that "
+            "an attack moves in a row."
+        )
+    if p is None:
+        raise ValueError(
+            "n_columns does not go with norm='mahalanobis': which columns to move together is a "
+            "search over all subsets. Use norm=2 with a scale for each feature."
+        )
+
+
+def largest(w: Array, n_columns: int | None) -> Array:
+    """Entries along the last axis, zero but for the n_columns largest in absolute value."""
+    if n_columns is None or n_columns >= w.shape[-1]:
+        return w
+    few = np.argpartition(-np.abs(w), n_columns - 1, axis=-1)[..., :n_columns]
+    kept = np.zeros_like(w)
+    np.put_along_axis(kept, few, np.take_along_axis(w, few, axis=-1), axis=-1)
+    return kept
 
 
 def _check_scale(scale: npt.ArrayLike, d: int) -> Array:
@@ -128,7 +192,8 @@ def _check_covariance(covariance: Any, d: int) -> Array:
     return (sigma + sigma.T) / 2
 
 
-def _vector_norm(w: Array, q: float) -> Array:
+def vector_norm(w: Array, q: float) -> Array:
+    """Norm of order q along the last axis."""
     # With the largest entry taken out, no power overflows, and the largest term is one
     largest = np.abs(w).max(axis=-1)
     if np.isinf(q):
@@ -147,7 +212,7 @@ def _mahalanobis(w: Array, sigma: Array) -> Array:
             f"covariance is not positive semidefinite: the correlation matrix has the eigenvalue "
             f"{values[0]:.3g}. Pass a covariance, not a precision or a difference of covariances."
         )
-    return _vector_norm((w * unit) @ vectors * np.sqrt(np.maximum(values, 0.0)), 2.0)
+    return vector_norm((w * unit) @ vectors * np.sqrt(np.maximum(values, 0.0)), 2.0)
 
 
 def gaussian_adversarial_risk(
@@ -199,8 +264,14 @@ def gaussian_adversarial_risk(
     for name, value in given.items():
         if not np.all(value >= 0):
             raise ValueError(f"{name} must be >= 0, got {value[~(value >= 0)].flat[0]:g}.")
-    risk = closed_form(m2 + s2, r * dual)
+    risk = closed_form(m2 + s2, _product(r, dual))
     return float(risk) if risk.ndim == 0 else risk
+
+
+def _product(a: Array, b: Array) -> Array:
+    """Zero where one factor is zero, whatever the other: no attack is none against infinity too."""
+    a, b = np.broadcast_arrays(a, b)
+    return np.multiply(a, b, out=np.zeros(a.shape), where=(a > 0) & (b > 0))
 
 
 def folded_normal(share: npt.ArrayLike) -> tuple[Array, Array, Array]:
@@ -225,8 +296,6 @@ def closed_form(
 
     share is that of the squared mean of the residuals in v^2.
     """
-    # Without attack there is no cross term, also where the variance is infinite
     v2, rd = (np.asarray(a, np.float64) for a in (mean_square, attack))
-    v2, rd = np.broadcast_arrays(v2, rd)
-    cross = np.multiply(np.sqrt(v2), rd, out=np.zeros(v2.shape), where=rd > 0)
+    cross = _product(np.sqrt(v2), rd)
     return np.asarray(v2 + 2 * folded_normal(share)[0] * cross + rd * rd)

@@ -213,7 +213,7 @@ class Rounds:
         found = self._solve(point)
         if self.data.problem.loss.quadratic:
             # The residual variance is that of the place where the step leads
-            floor = point.floor * _rest(point, found.decrement - found.left)
+            floor = point.floor * self._share(point, found)
             return self, self._looked(point._replace(floor=floor), found)
         if point.rows.model is Model.CURVATURE:
             if np.isnan(point.objective) or self._believes(point, found):
@@ -229,6 +229,14 @@ class Rounds:
         if self._believes(curved, better):
             return self, self._looked(curved, better)
         return self, self._looked(point, self._larger(point, found, better))
+
+    def _share(self, point: Point, found: Found) -> float:
+        """Share of the loss, without the penalty, that is left where the step leads."""
+        penalty = self.data.problem.penalty
+        before = point.objective - penalty(point.W)
+        after = point.objective - 0.5 * (found.decrement - found.left)
+        after -= penalty(point.W + found.U)
+        return max(after / before, 0.0) if before > 0 else 1.0
 
     def _larger(self, point: Point, bound: Found, found: Found) -> Found:
         """By the stiffness nothing is left to gain only if by the curvature there isn't either."""

@@ -39,6 +39,12 @@ class Seen(NamedTuple):
     leverage: Array | None = None
 
 
+class Solved(NamedTuple):
+    """What is remembered of rows whose normal equations were solved: mean squared residuals."""
+
+    rest: Array
+
+
 class Trial(NamedTuple):
     """A place whose gradient is not known yet."""
 
@@ -88,15 +94,6 @@ class Problem:
         return self.X.shape[1] + int(self.has_intercept)
 
     @property
-    def quadratic(self) -> bool:
-        """Whether the Hessian is the same everywhere."""
-        return self.loss.quadratic
-
-    def penalty_gradient(self, W: Array) -> Array:
-        """Gradient of the penalty, which leaves the intercept alone."""
-        return self.ridge * W
-
-    @property
     def ridge(self) -> Array:
         """Penalty of each coefficient, of shape (p, 1); zero for the intercept."""
         ridge = np.zeros((self.p, 1))
@@ -141,7 +138,7 @@ class Problem:
 
     def penalty(self, W: Array) -> float:
         """Value of the penalty, which leaves the intercept alone."""
-        return 0.5 * float(np.sum(self.ridge * W**2))
+        return 0.5 * float(np.sum(self.ridge * W * W))
 
     def mean_loss(self, raw: Array) -> float:
         """Weighted mean loss at raw predictions."""
@@ -175,15 +172,20 @@ class Rows:
         Length of the last mini-batch steps; zero if there were none.
     unit : float
         Size of a loss that rounding is judged against.
+    constant : float
+        Part of the mean loss that no prediction changes.
     """
 
     problem: Problem
     passes: float = 0.0
     rate: float = 0.0
     unit: float = field(init=False)
+    constant: float = field(init=False)
 
     def __post_init__(self) -> None:
         problem = self.problem
+        constant = np.broadcast_to(problem.loss.constant(problem.Y), problem.Y.shape)
+        self.constant = float(problem.weighted(constant).sum() / problem.n)
         if problem.loss.own_unit:
             self.unit = 2 * problem.mean_loss(np.zeros_like(problem.Y))
         else:  # one for equal classes, and in the unit of counts
@@ -214,8 +216,27 @@ class Rows:
             total += float(problem.weighted(value, piece).sum())
             gradient += problem.adjoint(Z, problem.weighted(slope[piece], piece))
         self.passes += 1
-        objective = total / problem.n + problem.penalty(W)
+        objective = total / problem.n + self.constant + problem.penalty(W)
         return self._point(W, objective, gradient, Seen(raw, slope, curvature, leverage))
+
+    def of_normal_equations(self, W: Array, rest: Array, error: float) -> Point:
+        """Least squares at their solution, as the Gram matrix tells it: no pass.
+
+        Parameters
+        ----------
+        W : ndarray of shape (p, t)
+            Solution.
+        rest : ndarray of shape (t,)
+            Mean squared residuals, and twice the penalty.
+        error : float
+            Decrement that rounding leaves of it.
+        """
+        objective = 0.5 * float(np.sum(rest))
+        penalty = np.sum(self.problem.ridge * W * W, axis=0)
+        rest = np.maximum(rest - penalty, 0.0)
+        floor = float(np.mean(rest)) * self.error
+        gradient = np.zeros_like(W)
+        return Point(W, objective, gradient, Solved(rest), floor, error, 0.0)
 
     def trace(self, U: Array) -> Array:
         """Raw predictions of a direction: half a pass."""
@@ -256,6 +277,7 @@ class Rows:
         W, raw = point.W + t * U, point.rows.raw + t * raw_u
         value, slope, curvature = problem.loss.all(problem.Y, raw)
         objective = float(problem.weighted(value).sum() / problem.n) + problem.penalty(W)
+        objective += self.constant
         return Trial(W, objective, Seen(raw, slope, curvature))
 
     def arrive(self, trial: Trial) -> Point:
@@ -276,7 +298,10 @@ class Rows:
         if problem.loss.quadratic:
             return 0.0
         error = trial.seen.slope - seen.slope
-        error -= problem.loss.hessian_product(problem.Y, seen.raw, raw_u)
+        if problem.loss.coupling > 1:
+            error -= problem.loss.hessian_product(problem.Y, seen.raw, raw_u)
+        else:
+            error -= seen.curvature * raw_u
         size = np.divide(error, seen.curvature, out=np.zeros_like(error), where=seen.curvature > 0)
         size *= error
         # Where rows have no curvature at all, nothing is known of what they do
@@ -331,15 +356,25 @@ class Rows:
 
     def _floor(self, seen: Seen) -> float:
         """Statistical error of the decrement, ``s^2 p t / N`` (MATH section 4.3)."""
+        return float(np.mean(self._dispersions(seen))) * self.error
+
+    def dispersion(self, point: Point) -> Array:
+        """Mean squared slope over mean curvature, of each column; one for a likelihood."""
+        return self._dispersions(point.rows)
+
+    def _dispersions(self, seen: Any) -> Array:
         problem = self.problem
-        dispersion = 1.0
-        if not problem.loss.likelihood:
-            v = problem.weighted(seen.curvature).sum()
-            if not v > 0:  # Huber, with every residual beyond epsilon
-                v = problem.weighted(problem.loss.stiffness(problem.Y, seen.raw)).sum()
-            # Squares of slopes would vanish or overflow before their ratio does
-            dispersion = float(problem.weighted(seen.slope * (seen.slope / v)).sum()) if v else 0.0
-        return dispersion * self.error
+        if isinstance(seen, Solved):
+            return seen.rest
+        if problem.loss.likelihood:
+            return np.ones(1)
+        v = problem.weighted(seen.curvature).sum(axis=0)
+        if not np.all(v > 0):  # Huber, with every residual beyond epsilon
+            v = problem.weighted(problem.loss.stiffness(problem.Y, seen.raw)).sum(axis=0)
+        # Squares of slopes would vanish or overflow before their ratio does
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = problem.weighted(seen.slope * (seen.slope / v)).sum(axis=0)
+        return np.where(v > 0, found, 0.0)
 
     @property
     def error(self) -> float:

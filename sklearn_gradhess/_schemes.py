@@ -20,12 +20,13 @@ out in the end is the total noise that the batches really had.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_gradhess._law import in_unit
 from sklearn_gradhess._moments import GradientMoments
 from sklearn_gradhess._nuisance import find_nuisance
 from sklearn_gradhess._preconditioner import factorize
@@ -140,8 +141,16 @@ class GradientMemory:
         Names the coefficients of the last chunk.
     n_batches, n_samples : int
         Complete batches and rows seen.
+    n_given : int
+        Batches whose gradients somebody else took.
+    law : tuple of str
+        Settings that all gradients must share, in words.
+    dtype : dtype
+        Of the coarsest rows: what they tell has no more digits.
     pending : _Pending or None
         A batch that waits for more rows.
+    unit : float
+        Sample weights are counted in multiples of it; zero before the first.
     kept : tuple of (gradients, weights, key), or None
         The gradients themselves, for shrinkage rules that need them.
     """
@@ -160,7 +169,11 @@ class GradientMemory:
     key: bytes = b""
     n_batches: int = 0
     n_samples: int = 0
+    n_given: int = 0
+    law: tuple[str, ...] = ()
+    dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.float64))
     pending: _Pending | None = None
+    unit: float = 0.0
     kept: tuple[tuple[Array, Array, bytes], ...] | None = None
 
     @classmethod
@@ -174,6 +187,7 @@ class GradientMemory:
         keep: bool,
         inherent_variance: float | str = 0.0,
         kurtosis: float = 1.0,
+        law: tuple[str, ...] = (),
     ) -> "GradientMemory":
         """Remember nothing yet, of gradients of `p` coordinates."""
         side_by_side = noise == "single" and inherent_variance == "estimate"
@@ -189,6 +203,7 @@ class GradientMemory:
             np.zeros(2),
             np.zeros(4),
             np.zeros(2),
+            law=law,
             kept=() if keep else None,
         )
 
@@ -279,19 +294,47 @@ class GradientMemory:
         total = self.total_scale + excess
         return 1.0 if np.isnan(total) else min((self.inherent_share + excess) / total, 1.0)
 
-    def check_noise(self, noise: str, noise_scale: float, inherent_variance: float | str) -> None:
+    def check_law(self, law: tuple[str, ...], inherent_variance: float | str) -> None:
         """Raise ValueError if the gradients to come have another law than those seen."""
-        if (noise, noise_scale) != (self.noise, self.noise_scale):
-            raise ValueError(
-                f"noise={noise!r} with noise_scale={noise_scale:g}, but the gradients seen before "
-                f"had noise={self.noise!r} with noise_scale={self.noise_scale:g}. Use fit to "
-                "start afresh."
-            )
-        if noise != "antithetic" and inherent_variance != self.inherent_variance:
+        for new, before in zip(law, self.law, strict=True):
+            if new != before:
+                raise ValueError(
+                    f"{new}, but the gradients seen before had {before}. Use fit to start afresh."
+                )
+        if self.noise != "antithetic" and inherent_variance != self.inherent_variance:
             raise ValueError(
                 f"inherent_variance={inherent_variance!r}, but {self.inherent_variance!r} was "
                 "taken off the noise of the gradients seen before. Use fit to start afresh."
             )
+
+    def in_unit(self, weights: Array | None, n: int = 1) -> tuple["GradientMemory", Array | None]:
+        """Return the memory with a unit of weights, and these `n` weights in it."""
+        unit, weights = in_unit(weights, n, self.unit)
+        return replace(self, unit=unit), weights
+
+    def begin(
+        self, key: bytes, weights: Array | None, n: int, n_redraws: int
+    ) -> tuple["GradientMemory", Array | None]:
+        """Return the memory that a chunk of `n` rows goes to, and its weights; see `at`."""
+        memory, weights = self.at(key).in_unit(weights, n)
+        memory.check_draws(n_redraws)
+        return memory, weights
+
+    def check_draws(self, n_redraws: int) -> None:
+        """Raise ValueError if a batch waits for more rows with another number of draws."""
+        if self.pending is None or self.noise == "none":
+            return
+        before = len(self.pending[0]) - (self.noise == "single")
+        if n_redraws != before:
+            raise ValueError(
+                f"n_redraws={n_redraws}, but {self.offset} rows that wait for the rest of their "
+                f"batch have {before} draw(s) of noise each. Set n_redraws={before}, or use fit to "
+                "start afresh."
+            )
+
+    def of_dtype(self, dtype: np.dtype[Any]) -> "GradientMemory":
+        """Return the memory with rows, or gradients, of this dtype among those seen."""
+        return replace(self, dtype=min(self.dtype, dtype, key=lambda t: t.itemsize))
 
     def check_layout(self, d: int, d_before: int, *, has_intercept: bool) -> None:
         """Raise ValueError if the gradients to come have other coordinates than those seen."""
@@ -463,6 +506,7 @@ class GradientMemory:
             clean_weights=clean_weights,
             n_batches=self.n_batches + k,
             n_samples=self.n_samples + k * batch_size,
+            n_given=self.n_given + k,
             kept=self.kept if self.kept is None else (*self.kept, (gradients, w, b"")),
         )
 
@@ -476,7 +520,12 @@ class GradientMemory:
         )
         squares = np.full(2, n_samples**2 / n_batches)
         return replace(
-            self, moments=moments, squares=squares, n_batches=n_batches, n_samples=n_samples
+            self,
+            moments=moments,
+            squares=squares,
+            n_batches=n_batches,
+            n_samples=n_samples,
+            unit=1.0,
         )
 
     def settled(self) -> "GradientMemory":
@@ -514,6 +563,8 @@ class GradientMemory:
             clean_weights=self.clean_weights + other.clean_weights,
             n_batches=self.n_batches + other.n_batches,
             n_samples=self.n_samples + other.n_samples,
+            n_given=self.n_given + other.n_given,
+            dtype=self.of_dtype(other.dtype).dtype,
             kept=self.kept if self.kept is None else self.kept + (other.kept or ()),
         )
 

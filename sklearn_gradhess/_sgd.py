@@ -2,6 +2,8 @@
 
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -15,17 +17,22 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
+from sklearn_gradhess._fitted import OneFactor
+from sklearn_gradhess._inference import Inference, infer
+from sklearn_gradhess._losses import Loss
 from sklearn_gradhess._memory import refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
-from sklearn_gradhess._online import OnlineModel
+from sklearn_gradhess._penalty import Penalty, Spread
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem
+from sklearn_gradhess._scale_estimate import estimate_scale
 from sklearn_gradhess._single import Approach, InterceptFirst, SingleGradients
 from sklearn_gradhess._sketch import given_factor
 from sklearn_gradhess._solver import Settings, Solution, record_of, solve
 from sklearn_gradhess._steps import StepSettings
+from sklearn_gradhess._stream import FitSaw, StreamMixin, fit_saw
 from sklearn_gradhess._validation import (
     CALLBACK_FRAMES,
     CallbackSupportMixin,
@@ -33,33 +40,23 @@ from sklearn_gradhess._validation import (
     StrOptions,
     blas_threads,
     effective_n_threads,
+    refuse_cast,
 )
 from sklearn_gradhess._weights import mean_one, observations
 from sklearn_gradhess.covariance import GradientCovarianceEstimator
-from sklearn_gradhess.exceptions import CalibrationWarning
 from sklearn_gradhess.noise import as_generator
 
 __all__ = ["PreconditionedSGD"]
 
 Array = npt.NDArray[np.float64]
-# What `fit` tells of itself, and a stream has not
-_REPORTS = (
-    "history_",
-    "n_iter_",
-    "n_passes_",
-    "learning_rate_",
-    "converged_",
-    "n_rounds_",
-    "preconditioner_",
-    "_estimator",
-)
 
 
-class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
+class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     """What regressor and classifier share; they say how targets become a problem and back."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "alpha": [Interval(Real, 0, None, closed="left")],
+        "penalty_units": [StrOptions({"std", "raw"})],
         "fit_intercept": ["boolean"],
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -82,6 +79,8 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         "random_state": ["random_state", np.random.Generator],
         "verbose": ["verbose"],
     }
+
+    _factors: Sequence[Array]
 
     def _refuse_unfit(self, X: Any, Y: Array) -> None:
         """Raise ValueError where features are too many to be fitted."""
@@ -113,23 +112,20 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             X, Y, sample_weight, labels, held_out = self._hold_out(
                 X, Y, loss, sample_weight, labels, rng
             )
-        problem = Problem(
-            X,
-            Y,
-            mean_one(sample_weight),
-            loss,
-            self.alpha,
-            bool(self.fit_intercept),
-            observations(sample_weight),
-        )
-        monitor = Monitor(self, X, labels, held_out)
+        problem, self._fit_saw = self._problem(X, Y, loss, sample_weight)
         with blas_threads(X.shape[1]):
             if self.noise == "single":
+                monitor = Monitor(self, X, labels, held_out)
                 solution = self._solve_single(problem, sample_weight, rng, start, monitor)
             else:
-                solution = solve(
-                    problem, self._settings(problem, sample_weight, monitor), rng, start
-                )
+                settings = self._settings(problem, sample_weight)
+                loss, start, n_passes = estimate_scale(problem, settings, rng, start)
+                problem = replace(problem, loss=loss)
+                self._fit_saw = self._fit_saw._replace(loss=loss)
+                held_out = held_out and replace(held_out, loss=loss)
+                monitor = Monitor(self, X, labels, held_out)
+                solution = solve(problem, replace(settings, on_iteration=monitor), rng, start)
+                solution = solution._replace(n_passes=solution.n_passes + n_passes)
             monitor.close(solution.W)
             self._store_solution(solution, problem)
         self._store(solution.W, X.dtype)
@@ -143,7 +139,33 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         # Data made with the same seed must not share its numbers with the solver
         return np.random.default_rng([int(seed), *b"solver"])
 
-    def _settings(self, problem: Problem, sample_weight: Any, monitor: Monitor) -> Settings:
+    def _problem(
+        self, X: Any, Y: Array, loss: Any, sample_weight: Array | None
+    ) -> tuple[Problem, FitSaw]:
+        """Return the objective, and what a stream will ask of its rows."""
+        penalty = Penalty(self.alpha, self.penalty_units)
+        weight, unit = np.ones(Y.shape[0]), 1.0
+        if sample_weight is not None:
+            unit = float(sample_weight.max())  # their sum might overflow
+            weight = sample_weight / unit
+        spread = Spread.empty(X.shape[1])
+        if penalty.alpha and penalty.units == "std":
+            for start in range(0, len(weight), step := max(256, 2**17 // max(X.shape[1], 1))):
+                piece = slice(start, start + step)
+                spread = spread.plus(X[piece], weight[piece])
+        total = float(weight.sum())
+        problem = Problem(
+            X,
+            Y,
+            mean_one(sample_weight),
+            loss,
+            penalty.ridge(total, spread, unit) / total if penalty.alpha else 0.0,
+            bool(self.fit_intercept),
+            observations(sample_weight),
+        )
+        return problem, fit_saw(problem, weight, unit, spread)
+
+    def _settings(self, problem: Problem, sample_weight: Any) -> Settings:
         """Parameters of the estimator as the solver takes them."""
         steps = StepSettings(
             None if isinstance(self.batch_size, str) else self.batch_size,
@@ -179,7 +201,6 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             n_threads=effective_n_threads(),
             given=self._given(problem, sample_weight),
             safeguard=not plain and self.variance_reduction,
-            on_iteration=monitor,
         )
 
     def _hold_out(
@@ -227,6 +248,7 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         if not hasattr(estimator, "covariance_"):
             y = problem.Y[:, 0] if problem.Y.shape[1] == 1 else None
             estimator = clone(given).fit(problem.X, y, sample_weight)
+            estimator.fitted_ = replace(estimator.fitted_)  # nothing derived has to stay in memory
         if estimator.n_features_in_ != problem.X.shape[1]:
             raise ValueError(
                 f"The preconditioner was fitted on {estimator.n_features_in_} features, X has "
@@ -234,9 +256,9 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             )
         self._estimator = estimator
         return given_factor(
-            estimator._hessian_factor(intercept=problem.has_intercept),
+            OneFactor(estimator.fitted_, problem.has_intercept)[0],
             problem,
-            ratio=min(problem.p / max(estimator._memory.moments.n_gradients, 1), 0.5),
+            ratio=min(problem.p / max(estimator.fitted_.memory.moments.n_gradients, 1), 0.5),
         )
 
     def _solve_single(
@@ -253,14 +275,19 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
                 f"noise='single' sees one gradient a batch, but there are {problem.Y.shape[1]} "
                 "outputs or classes. Fit one model an output, or use noise='antithetic'."
             )
+        if problem.loss.scale is not None or problem.loss.calibration is None:
+            raise ValueError(
+                f"noise='single' sees gradients, and loss={problem.loss.name!r} needs the scale of "
+                "the residuals, which they do not tell. Use another loss, or noise='antithetic'."
+            )
+        calibration = problem.loss.calibration
 
         def estimator(seed: int) -> GradientCovarianceEstimator:
             return GradientCovarianceEstimator(
                 batch_size=self.batch_size,
                 noise="single",
                 noise_scale=self.noise_scale,
-                loss=self.loss,
-                epsilon=getattr(self, "epsilon", 1.35),
+                **calibration,
                 assume_centered=not problem.has_intercept,
                 shuffle=self.shuffle,
                 random_state=seed,
@@ -279,10 +306,10 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         W, _, look, ending = descend(method, point, Goal(0.0), self.max_iter - 1, watch)
         seen = look.point.rows
         self._estimator, self.preconditioner_ = seen.estimator, "single"
-        return Solution(W, seen.factor, ending, 4 * point.floor, 1.0, data.passes, history)
+        return Solution(W, seen.factor, ending, 4 * point.floor, 1.0, data.passes, history, np.nan)
 
     def _store(self, W: Array, dtype: Any) -> None:
-        _refuse_cast(W[int(self.fit_intercept) :], dtype)
+        refuse_cast(W[int(self.fit_intercept) :], dtype)
         for name, value in self._attributes(W, dtype).items():
             setattr(self, name, value)
 
@@ -295,10 +322,31 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
         self.converged_ = solution.converged
         factor = solution.factor
         self._factors = list(factor.factors)
+        if self.noise == "single":  # kept in the estimator, and nowhere else
+            self._estimator.fitted_ = replace(self._estimator.fitted_)
+            unit_first = problem.has_intercept and problem.loss.quadratic
+            self._factors = OneFactor(
+                self._estimator.fitted_, problem.has_intercept, unit_first=unit_first
+            )
         self._sketched = (factor.n_batches, factor.batch_size, problem.n)
-        self._n_seen = float(problem.observations)
+        self._ridge = problem.ridge[:, 0]
+        self._observations = float(problem.observations)
+        self.rank_ = problem.p - problem.has_intercept - factor.n_clipped
+        free = self._observations - self.rank_ - problem.has_intercept
+        self._dispersion = solution.dispersion * (
+            1 if problem.loss.likelihood else self._observations
+        )
+        if not problem.loss.likelihood:
+            self._dispersion = self._dispersion / free if free > 0 else np.nan
+        self._keep_loss(problem.loss)
         for name in ("_online", "n_rounds_"):
             self.__dict__.pop(name, None)
+
+    def _keep_loss(self, loss: Loss) -> None:
+        for name in getattr(self, "_loss", loss).fitted:
+            self.__dict__.pop(name, None)
+        self._loss = loss
+        self.__dict__.update(loss.fitted)
 
     @property
     def covariance_estimator_(self) -> GradientCovarianceEstimator:
@@ -307,32 +355,66 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             return self._estimator
         if not hasattr(self, "history_"):
             raise AttributeError("covariance_estimator_ is there after fit alone.")
+        if self._loss.calibration is None:
+            raise AttributeError(
+                f"covariance_estimator_ is not there for loss={self.loss!r}, to which no noise is "
+                "calibrated."
+            )
         n_batches, batch_size, n_samples = self._sketched
-        root = self._factors[0]
-        if len(self._factors) > 1:  # one a class: the mean of their Hessians
-            root = triangular_factor(np.vstack(self._factors)) / np.sqrt(len(self._factors))
+        root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
         return GradientCovarianceEstimator._from_factor(
             root,
             n_batches=n_batches,
             n_samples=n_samples,
             batch_size=batch_size,
             has_intercept=bool(self.fit_intercept),
-            loss=self.loss,
-            epsilon=getattr(self, "epsilon", 1.35),
+            **self._loss.calibration,
         )
 
+    def _inference(self, name: str) -> Inference:
+        if not hasattr(self, "history_"):
+            raise AttributeError(f"{name} is there after fit alone.")
+        h = bool(self.fit_intercept)
+        root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
+        return infer(root, self._ridge, self._observations, has_intercept=h)
+
+    @property
+    def df_(self) -> float:
+        """Effective degrees of freedom."""
+        return self._inference("df_").df * max(len(self._factors) - 1, 1)
+
+    @property
+    def coef_standard_error_(self) -> Array:
+        """Standard errors of `coef_`, of its shape."""
+        found = self._inference("coef_standard_error_").standard_error
+        errors = found[int(self.fit_intercept) :]
+        return self._like_coef(errors[:, None] * np.sqrt(np.atleast_1d(self._dispersion)))
+
+    @property
+    def intercept_standard_error_(self) -> Any:
+        """Standard errors of `intercept_`, of its shape."""
+        found = self._inference("intercept_standard_error_").standard_error
+        first = found[0] if self.fit_intercept else 0.0
+        return self._like_intercept(first * np.sqrt(np.atleast_1d(self._dispersion)))
+
+    def _like_coef(self, errors: Array) -> Array:
+        """Errors of shape (d, t) in the shape of `coef_`; not known where classes are coupled."""
+        if len(self._factors) > 1:
+            return np.full(self.coef_.shape, np.nan)
+        return np.broadcast_to(errors.T, np.atleast_2d(self.coef_).shape).reshape(self.coef_.shape)
+
+    def _like_intercept(self, errors: Array) -> Any:
+        if len(self._factors) > 1:
+            return np.full(np.shape(self.intercept_), np.nan)
+        if np.ndim(self.intercept_) == 0:
+            return float(errors[0])
+        return np.broadcast_to(errors, np.shape(self.intercept_)).copy()
+
+    def _mean_factor(self) -> Array:
+        """Root of the mean of the classes' Hessians."""
+        return triangular_factor(np.vstack(list(self._factors))) / np.sqrt(len(self._factors))
+
     def _warn(self, solution: Solution, problem: Problem) -> None:
-        clipped = solution.factor.n_clipped
-        if clipped:
-            warnings.warn(
-                f"X determines only {problem.p - clipped} of {problem.p} coefficients"
-                f"{', intercept included' * problem.has_intercept}: features are constant, linear "
-                "combinations of others (such as all levels of a category), or more than the rows. "
-                "The solution is the one without the other directions; use alpha > 0 for a ridge "
-                "solution.",
-                CalibrationWarning,
-                stacklevel=5 + CALLBACK_FRAMES,
-            )
         last = solution.history[-1]
         said = {
             Ending.SEPARABLE: f"The classes are separable: at a mean loss of {last['loss']:.3g} "
@@ -356,37 +438,6 @@ class PreconditionedSGD(CallbackSupportMixin, BaseEstimator):
             f"{solution.target:.3g}. Increase max_iter or tol"
             + (", or use preconditioner='auto'." if plain else ".")
         )
-
-    def _stream(self, X: Any, Y: Array, loss: Any, sample_weight: Array | None) -> OnlineModel:
-        if self.early_stopping or self.noise == "single":
-            which = "early_stopping=True" if self.early_stopping else "noise='single'"
-            raise ValueError(
-                f"{which} is for fit: partial_fit sees each row once, and the row itself. Set "
-                "early_stopping=False and leave noise at its default, or use fit."
-            )
-        problem = Problem(X, Y, sample_weight, loss, self.alpha, bool(self.fit_intercept))
-        model = getattr(self, "_online", None)
-        if model is not None and model.W.shape[1] != Y.shape[1]:
-            raise ValueError(
-                f"y has {Y.shape[1]} targets, but {model.W.shape[1]} were fitted before. Pass the "
-                "same targets, or start a new estimator."
-            )
-        if model is None:
-            W = np.zeros((problem.p, Y.shape[1]))
-            if hasattr(self, "_factors"):
-                W = self._coefficients()
-            model = OnlineModel(W)
-            if hasattr(self, "_factors"):
-                model = model.starting_from(self._factors, self._n_seen, problem)
-        with blas_threads(X.shape[1]):
-            model = model.update(problem)
-        if not np.isfinite(model.W).all():
-            raise ValueError(
-                "The coefficients overflow: features or targets are too large. Rescale X or y."
-            )
-        for name in _REPORTS:
-            self.__dict__.pop(name, None)
-        return model
 
     def _coefficients(self) -> Array:
         """Return the coefficients as the solver has them: intercept first, a column an output."""
@@ -480,21 +531,4 @@ def _refuse_hold_out(n_rows: int, classes: Any, fraction: float) -> None:
         raise ValueError(
             f"{said}, and leaves {n_rows - n_test} to learn {len(names)} classes from. Decrease "
             "validation_fraction, or set early_stopping=False."
-        )
-
-
-def _refuse_cast(coef: Array, dtype: Any) -> None:
-    """Raise ValueError where coefficients are beyond the range of the precision of X."""
-    limits = np.finfo(dtype)
-    largest = np.max(np.abs(coef), axis=0, initial=0.0)
-    if not np.all(largest <= limits.max):  # NaN included
-        raise ValueError(
-            f"The coefficients overflow {limits.dtype}: the largest is {largest.max():.3g}, for "
-            f"{limits.max:.3g} at most. Pass X as float64, or rescale X or y."
-        )
-    if np.any((largest > 0) & (largest < limits.tiny)):
-        worst = largest[largest > 0].min()
-        raise ValueError(
-            f"The coefficients vanish in {limits.dtype}: the largest is {worst:.3g}, for "
-            f"{limits.tiny:.3g} at least. Pass X as float64, or rescale X or y."
         )

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_gradhess._descent import Look, Method, Point, Step
+from sklearn_gradhess._fitted import OneFactor
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._sketch import given_factor
@@ -82,7 +83,7 @@ class SingleGradients:
                 f"for {problem.p} coefficients, and needs twice as many gradients as coefficients. "
                 "Use a smaller batch_size, more rows, or noise='antithetic'."
             )
-        root = seen._hessian_factor(intercept=problem.has_intercept)
+        root = OneFactor(seen.fitted_, problem.has_intercept)[0]
         if h and problem.loss.quadratic:
             # The feature of ones has second moment one: this calibrates what the nuisance inflates
             root = root / root[0, 0]

@@ -34,6 +34,7 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 PROBES = 16  # random directions that estimate leverages, to about a third of their size
 _BUFFER_BYTES = 2**20
+_ROUNDING = 64 * float(np.finfo(np.float64).eps)
 _CENTRE = 64  # rows whose mean is subtracted beforehand
 
 
@@ -50,12 +51,18 @@ class Sketched(NamedTuple):
         Random combinations of the rows of a sketch.
     n_passes : int
         Passes over the data that it took.
+    rest : ndarray of shape (t,)
+        Mean squared residuals of the least squares, and twice the penalty.
+    error : float
+        Bound on the squared Newton decrement that rounding leaves of the step.
     """
 
     factor: Factor
     step: Array | None
     mixed: list[Array]
     n_passes: int
+    rest: Any = 0.0
+    error: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ class _Solved:
     factor: Array
     n_clipped: int
     step: Array | None
-    rest: float = 0.0  # sum of squares of the least squares' residuals, over the rows
+    rest: Any = 0.0  # sums of squares of the least squares' residuals, over the rows
+    error: float = np.inf  # bound on the decrement that rounding leaves of the step
 
 
 def hessian_factor(
@@ -93,7 +101,9 @@ def hessian_factor(
         solved = [triangle.solved(problem, shift) for triangle in triangles]
         n_passes = 2
     found = [one for one in solved if one is not None]
-    return Sketched(_factor(problem, found, 0.0, 1, problem.n), _steps(found), [], n_passes)
+    factor = _factor(problem, found, 0.0, 1, problem.n)
+    error = sum(one.error for one in found)
+    return Sketched(factor, _steps(found), [], n_passes, found[0].rest, error)
 
 
 def sketch_factor(
@@ -332,8 +342,8 @@ class _Gram:
         )
         if found is None:
             return None
-        inverse, factor = found
-        right, square = gram[:p, p:], np.diag(gram)[p:].sum()
+        inverse, factor, condition = found
+        right, square = gram[:p, p:], np.diag(gram)[p:].copy()
         if not right.shape[1]:
             return _Solved(inverse, factor, 0, None)
         step = np.empty(right.shape)
@@ -342,12 +352,16 @@ class _Gram:
             # Normal equations of the centred features, then the intercept
             mean = gram[0, 1:p] / gram[0, 0]
             centred = centred - np.outer(mean, right[0])
-            square -= np.sum(right[0] ** 2) / gram[0, 0]
+            square -= right[0] ** 2 / gram[0, 0]
         step[h:] = inner @ (inner.T @ centred)
-        rest = max(float(square - np.sum(centred * step[h:])), 0.0)
+        # Of the squared residuals these are what the normal equations leave
+        explained = np.sum(centred * step[h:], axis=0)
+        rest = np.maximum(square - explained, 0.0)
+        # The step is off by the rounding of the Gram matrix, stretched by its condition
+        error = (_ROUNDING / condition) ** 2 * explained
         if h:
             step[0] = right[0] / gram[0, 0] - (mean + shift) @ step[1:]
-        return _Solved(inverse, factor, 0, step, rest)
+        return _Solved(inverse, factor, 0, step, rest, float(error.sum()))
 
 
 class _Triangle:
@@ -379,7 +393,7 @@ class _Triangle:
             alpha=problem.alpha,
             precision=_precision(problem.X),
         )
-        q, rest = triangle[:p, p:], float(np.sum(triangle[p:, p:] ** 2))
+        q, rest = triangle[:p, p:], np.sum(triangle[p:, p:] ** 2, axis=0)
         if not q.shape[1]:
             return _Solved(inverse, factor, clipped, None)
         step = np.empty(q.shape)
@@ -424,7 +438,7 @@ def _shortened(one: _Solved, ratio: float) -> Array:
     the sketch's own residuals.
     """
     assert one.step is not None
-    variance = one.rest / (1 - ratio)
+    variance = float(np.sum(one.rest)) / (1 - ratio)
     signal = max(float(np.sum((one.factor @ one.step) ** 2)) - ratio * variance, 0.0)
     return one.step * (signal / (signal + variance * ratio / (1 - ratio)) if signal else 0.0)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_gradhess._descent import Ending, Goal, Look, Method, Model, Point, descend
+from sklearn_gradhess._descent import Descent, Ending, Goal, Look, Method, Model, Point, descend
 from sklearn_gradhess._newton import Newton, drifts
 from sklearn_gradhess._plan import Plan
 from sklearn_gradhess._plan import plan as choose
@@ -18,13 +18,17 @@ from sklearn_gradhess._sketch import PROBES, Sketched, hessian_factor, sketch_fa
 from sklearn_gradhess._steps import Made, Steps, StepSettings
 from sklearn_gradhess._validation import largest_entry
 
-__all__ = ["Settings", "Solution", "record_of", "separated", "solve"]
+__all__ = ["Settings", "Solution", "goal_of", "part_of", "record_of", "separated", "solve"]
 
 Array = npt.NDArray[np.float64]
-# Share of the tolerance that is asked of small data, where passes cost nothing
+# Share of the tolerance that is asked of small data, where passes cost nothing, and entries of
+# data from which on it is asked of no more
 _DEEP = 1e-6
+_LARGE = 2e6
 # Exponent of two of the largest target from which on its squares are not to be trusted
 _EXTREME = 400
+# Relative change of the curvature up to which a Hessian is left behind for standard errors
+_LEFT = 0.04
 # Statistical errors that are left of the start, which serves a part of the rows
 _COARSE = 0.3
 
@@ -54,6 +58,7 @@ class Solution(NamedTuple):
     learning_rate: float
     n_passes: float
     history: list[dict[str, Any]]
+    dispersion: Any  # mean squared slope over mean curvature, of each column or of all
 
     @property
     def converged(self) -> bool:
@@ -73,6 +78,11 @@ class _Fit:
 
     def __post_init__(self) -> None:
         self.data = Rows(self.problem)
+
+    @property
+    def goal(self) -> Goal:
+        """When to stop."""
+        return goal_of(self.problem, self.settings)
 
     def sketched(self, weights: Array | None, target: Array | None = None) -> Sketched:
         """Hessian with these weights of rows, as the plan has it."""
@@ -97,6 +107,13 @@ class _Fit:
         """Return the preconditioner alone."""
         return self.sketched(weights).factor
 
+    def stale(self, method: Method, look: Look) -> bool:
+        """Whether the Hessian that the fit leaves behind is not near enough to that at its end."""
+        if self.factor is None:
+            return True
+        exact = self.settings.plan.preconditioner == "exact"
+        return exact and isinstance(method, Newton) and method.moved(look.point) > _LEFT
+
     def made(self, stiffness: Array, sketched: Sketched | None = None) -> Made:
         """Preconditioner with probes of leverages, for steps on mini-batches."""
         problem, rng = self.problem, self.rng
@@ -114,6 +131,13 @@ class _Fit:
         """Directions u with E u u' the inverse of P, whatever it was made of."""
         draw = self.rng.standard_normal
         return [T @ draw((T.shape[1], PROBES)) / np.sqrt(PROBES) for T in factor.roots]
+
+
+def goal_of(problem: Problem, settings: Settings) -> Goal:
+    """Decrement to stop at: deeper where a pass costs next to nothing."""
+    size = problem.n * problem.p / _LARGE
+    exact = settings.plan.preconditioner == "exact"
+    return Goal(settings.tol, float(np.clip(size**3, _DEEP, 1.0)) if exact else 1.0)
 
 
 def solve(
@@ -146,7 +170,11 @@ def solve(
         scaled = replace(problem, Y=problem.Y / unit, loss=problem.loss.per(float(unit)))
         start = None if start is None else start / unit
         found = _solve(_Fit(scaled, replace(settings, on_iteration=tell), rng), start)
-        return found._replace(W=unit * found.W, target=found.target * unit**2)
+        return found._replace(
+            W=unit * found.W,
+            target=found.target * unit**2,
+            dispersion=found.dispersion * unit**2,
+        )
 
 
 def _unit(problem: Problem) -> np.float64:
@@ -158,10 +186,9 @@ def _unit(problem: Problem) -> np.float64:
 
 
 def _solve(fit: _Fit, start: Array | None) -> Solution:
+    """Descend, and say how it ended and what the Hessian there is."""
     problem, settings, data = fit.problem, fit.settings, fit.data
     clock = time.perf_counter()
-    goal = Goal(settings.tol, _DEEP if settings.plan.preconditioner == "exact" else 1.0)
-    point, method = _begin(fit, goal, start)
     history: list[dict[str, Any]] = []
 
     def watch(look: Look) -> bool:
@@ -169,18 +196,33 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
         told = settings.on_iteration
         return bool(told and told(look.point.W, history[-1]))
 
-    W, method, look, ending = descend(
-        method, point, goal, settings.max_iter, watch, lambda at: separated(problem, at)
-    )
-    _refuse_overflow(problem, W)
+    W, method, look, ending = _descend(fit, start, watch)
+    goal = fit.goal
     suspicious = ending is Ending.CONVERGED and _may_drift(problem, look)
     if suspicious and drifts(Newton(data, goal, fit.make), look.point):
         ending = Ending.UNBOUNDED
-    if fit.factor is None:
+    if fit.stale(method, look):
         fit.make(None if problem.loss.quadratic else data.weights(look.point, Model.CURVATURE))
     assert fit.factor is not None
-    target = goal.enough(look.point)
-    return Solution(W, fit.factor, ending, target, data.rate, data.passes, history)
+    target, dispersion = goal.enough(look.point), data.dispersion(look.point)
+    return Solution(W, fit.factor, ending, target, data.rate, data.passes, history, dispersion)
+
+
+def _descend(
+    fit: _Fit, start: Array | None, watch: Callable[[Look], bool] = lambda look: False
+) -> Descent:
+    problem = fit.problem
+    point, method = _begin(fit, fit.goal, start)
+    found = descend(
+        method,
+        point,
+        fit.goal,
+        fit.settings.max_iter,
+        watch,
+        lambda at: separated(problem, at),
+    )
+    _refuse_overflow(problem, found.W)
+    return found
 
 
 def _begin(fit: _Fit, goal: Goal, start: Array | None) -> tuple[Point, Method]:
@@ -193,9 +235,14 @@ def _begin(fit: _Fit, goal: Goal, start: Array | None) -> tuple[Point, Method]:
         return _begin_steps(fit, newton, start)
     if problem.loss.quadratic:
         found = fit.sketched(None, problem.Y)
-        W = found.step if start is None else start
-        assert W is not None
-        return data.at(W), replace(newton, factor=found.factor)
+        assert found.step is not None
+        if start is None:
+            point = data.of_normal_equations(found.step, found.rest, found.error)
+            start = found.step if point.rounding > goal.target(point) else None
+        else:
+            point = data.at(start)
+            start = None
+        return data.at(start) if start is not None else point, replace(newton, factor=found.factor)
     if start is None:
         start = _of_a_share(fit)
     return _no_worse_than_null(data, start), newton
@@ -270,29 +317,33 @@ def _refuse_overflow(problem: Problem, values: Array) -> None:
 def _of_a_share(fit: _Fit) -> Array | None:
     """Coefficients of a share of the rows: many steps at little cost, some errors away."""
     problem, share = fit.problem, fit.settings.plan.share
-    if share == 1:
+    part = None if share == 1 else part_of(problem, share, fit.rng)
+    if part is None:
         return None
+    settings = replace(
+        fit.settings,
+        plan=choose(part.n, problem.p, quadratic=False),
+        tol=_COARSE,
+        max_iter=20,
+        on_iteration=None,
+    )
+    inner = _Fit(part, settings, fit.rng)
+    found = _descend(inner, None)
+    fit.data.passes += inner.data.passes / share
+    return None if found.ending is Ending.SEPARABLE else found.W
+
+
+def part_of(problem: Problem, share: int, rng: np.random.Generator) -> Problem | None:
+    """Draw one of so many rows; None if all that are drawn weigh nothing."""
     # One of each run of rows, so that sorted rows are all served
     runs = np.arange(0, problem.n - share + 1, share)
-    rows = runs + fit.rng.integers(share, size=len(runs))
+    rows = runs + rng.integers(share, size=len(runs))
     weight = None if problem.weight is None else problem.weight[rows]
     if weight is not None:
         if not weight.any():
             return None
         weight = weight * (len(weight) / weight.sum())
-    part = replace(problem, X=problem.X[rows], Y=problem.Y[rows], weight=weight, count=0.0)
-    settings = replace(
-        fit.settings,
-        plan=choose(len(rows), problem.p, quadratic=False),
-        tol=_COARSE,
-        max_iter=20,
-        on_iteration=None,
-    )
-    solution = _solve(_Fit(part, settings, fit.rng), None)
-    fit.data.passes += solution.n_passes / share
-    if solution.ending in (Ending.SEPARABLE, Ending.UNBOUNDED) or not np.isfinite(solution.W).all():
-        return None
-    return solution.W
+    return replace(problem, X=problem.X[rows], Y=problem.Y[rows], weight=weight, count=0.0)
 
 
 def record_of(look: Look, passes: float, clock: float) -> dict[str, Any]:

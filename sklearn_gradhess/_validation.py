@@ -2,17 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from sklearn.base import _fit_context
-from sklearn.utils import check_array
+from sklearn.utils import check_array, check_scalar
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads as effective_n_threads
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.parallel import _get_threadpool_controller
 from sklearn.utils.validation import _check_sample_weight, assert_all_finite, validate_data
+
+from sklearn_gradhess._scale import swap_intercept
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -46,6 +49,7 @@ __all__ = [
     "effective_n_threads",
     "is_dask",
     "largest_entry",
+    "refuse_cast",
     "refuse_foreign",
     "refuse_overflow",
     "unchanged_on_error",
@@ -97,6 +101,23 @@ def largest_entry(values: Any) -> float:
     step = max(1, 2**17 // max(values.shape[1], 1))
     pieces = (values[start : start + step] for start in range(0, len(values), step))
     return max((float(max(piece.max(), -piece.min())) for piece in pieces), default=0.0)
+
+
+def refuse_cast(coef: npt.NDArray[np.float64], dtype: Any) -> None:
+    """Raise ValueError where coefficients are beyond the range of the precision of X."""
+    limits = np.finfo(dtype)
+    largest = np.max(np.abs(coef), axis=0, initial=0.0)
+    if not np.all(largest <= limits.max):  # NaN included
+        raise ValueError(
+            f"The coefficients overflow {limits.dtype}: the largest is {largest.max():.3g}, for "
+            f"{limits.max:.3g} at most. Pass X as float64, or rescale X or y."
+        )
+    if np.any((largest > 0) & (largest < limits.tiny)):
+        worst = largest[largest > 0].min()
+        raise ValueError(
+            f"The coefficients vanish in {limits.dtype}: the largest is {worst:.3g}, for "
+            f"{limits.tiny:.3g} at least. Pass X as float64, or rescale X or y."
+        )
 
 
 def check_features(estimator: Any, X: Any, *, reset: bool, **kwargs: Any) -> Any:
@@ -209,11 +230,20 @@ def check_coef(coef: Any, intercept: Any, n_features: int) -> tuple[Any, float]:
     return coef.ravel(), float(intercept.ravel()[0])
 
 
-def check_weights(sample_weight: Any, X: Any) -> npt.NDArray[np.float64] | None:
-    """Validate sample weights: None, or nonnegative float64 of which one at least is positive."""
+def check_weights(
+    sample_weight: Any, X: Any, *, allow_zero: bool = False
+) -> npt.NDArray[np.float64] | None:
+    """Validate sample weights: None, or nonnegative float64 of which one at least is positive.
+
+    With `allow_zero` all may be zero.
+    """
     if sample_weight is None:
         return None
     refuse_foreign(sample_weight=sample_weight)
+    given = np.asarray(sample_weight)
+    if allow_zero and given.dtype.kind in "biuf" and not given.any():
+        # scikit-learn refuses zeros; of ones it sees the shape
+        return np.zeros_like(_check_sample_weight(given + 1.0, X, dtype=np.float64))
     # A number stands for equal weights; the dtype of X must not decide that of the weights.
     weights = _check_sample_weight(sample_weight, X, dtype=np.float64)
     if weights.min() < 0:
@@ -224,9 +254,18 @@ def check_weights(sample_weight: Any, X: Any) -> npt.NDArray[np.float64] | None:
 
 
 def check_gradients(
-    gradients: Any, antithetic: Any, loss_curvature: Any, *, noise: str, has_intercept: bool
+    gradients: Any,
+    antithetic: Any,
+    loss_curvature: Any,
+    *,
+    noise: str,
+    has_intercept: bool,
+    intercept_position: str = "first",
+    gradient_scale: float = 1.0,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None, np.dtype[Any]]:
-    """Validate gradients, one batch a row, and scale their noise part by the root curvature.
+    """Validate gradients, one batch a row, and bring them into the form that all code takes.
+
+    That is: of the mean half loss, the intercept's in front, noise of n times the curvature.
 
     Returns
     -------
@@ -238,6 +277,7 @@ def check_gradients(
         Of the gradients as they were passed, float32 or float64.
     """
     refuse_foreign(gradients=gradients, antithetic=antithetic, loss_curvature=loss_curvature)
+    scale, at_the_end = _check_convention(has_intercept, intercept_position, gradient_scale)
     if noise == "antithetic" and antithetic is None:
         raise ValueError(
             "noise='antithetic' needs two gradients a batch: those at targets y + xi and, as "
@@ -251,12 +291,14 @@ def check_gradients(
         )
     gradients = check_array(gradients, dtype=[np.float64, np.float32], input_name="gradients")
     dtype = gradients.dtype
-    gradients = gradients.astype(np.float64)
+    gradients = gradients.astype(np.float64) / scale
     if gradients.shape[1] <= has_intercept:
         raise ValueError(
             "gradients has one column, the intercept's, and no feature. Did you mean "
             "has_intercept=False?"
         )
+    if at_the_end:
+        gradients = swap_intercept(gradients)
     if antithetic is None:
         if loss_curvature is not None:
             raise ValueError(
@@ -271,6 +313,9 @@ def check_gradients(
             f"antithetic has shape {antithetic.shape}, gradients {gradients.shape}: both must hold "
             "the gradients of the same batches in the same order."
         )
+    antithetic = antithetic / scale
+    if at_the_end:
+        antithetic = swap_intercept(antithetic)
     if loss_curvature is not None:
         v = np.asarray(loss_curvature, dtype=np.float64)
         if v.shape not in ((), (len(gradients),)) or not np.all((v >= 0) & np.isfinite(v)):
@@ -283,6 +328,25 @@ def check_gradients(
         clean = 0.5 * (antithetic + gradients)
         gradients, antithetic = clean - half, clean + half
     return gradients, antithetic, dtype
+
+
+def _check_convention(
+    has_intercept: Any, intercept_position: Any, gradient_scale: Any
+) -> tuple[float, bool]:
+    """Validate how gradients are written down: their scale, and whether the intercept is last."""
+    if not isinstance(has_intercept, bool | np.bool_):
+        raise ValueError(f"has_intercept must be True or False, got {has_intercept!r}.")
+    if intercept_position not in ("first", "last"):
+        raise ValueError(
+            f"intercept_position must be 'first' or 'last', got {intercept_position!r}."
+        )
+    scale = check_scalar(gradient_scale, "gradient_scale", Real)
+    if not 0 < scale < np.inf:
+        raise ValueError(
+            f"gradient_scale must be finite and > 0, got {gradient_scale!r}: the factor between "
+            "the gradients and those of the mean half loss, such as 2 for torch's MSELoss."
+        )
+    return float(scale), bool(has_intercept) and intercept_position == "last"
 
 
 @contextmanager

@@ -9,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.utils import check_scalar
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_gradhess._dask import by_block
-from sklearn_gradhess._dask_covariance import log_likelihood_by_block, see_blocks
-from sklearn_gradhess._fitted import FittedCovarianceMixin
+from sklearn_gradhess._attributes import FittedAttributes
+from sklearn_gradhess._dask_covariance import see_blocks
+from sklearn_gradhess._fitted import Fitted
 from sklearn_gradhess._gradients import (
     batch_index,
     batch_sums,
@@ -24,6 +23,7 @@ from sklearn_gradhess._gradients import (
     round_key,
     row_coefficients,
 )
+from sklearn_gradhess._law import law_in_words
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._memory import refuse_wide
 from sklearn_gradhess._schemes import N_GROUPS, GradientMemory
@@ -53,7 +53,7 @@ _FEWER_FEATURES = (
     "by sklearn.decomposition.TruncatedSVD."
 )
 # Settings that two estimators must share for their gradients to have the same law
-_IDENTITY = ("noise", "noise_scale", "inherent_variance", "loss", "epsilon")
+_IDENTITY = ("noise", "noise_scale", "inherent_variance", "loss", "epsilon", "power")
 
 
 def gradient_covariance(
@@ -135,16 +135,7 @@ def _refuse_incomplete(batch_size: int, n_samples: int) -> None:
         )
 
 
-def _covariance_of_features(estimator: Any) -> bool:
-    if estimator.loss != "squared_error":
-        raise AttributeError(
-            f"With loss={estimator.loss!r} the Hessian is no covariance of the features: score and "
-            "mahalanobis need loss='squared_error'."
-        )
-    return True
-
-
-class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
+class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
     r"""Hessian of a regression, recovered from the covariance of its batch gradients.
 
     Target noise whose variance equals the batch size n (times the curvature of the loss) makes the
@@ -188,13 +179,16 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         Single noise, or none but a known inherent one: remove the nuisance by a formula that is
         exact for Gaussian features, and wrong for heavy tails or plus-minus-one features. "auto":
         for the squared loss.
-    loss : {"squared_error", "log_loss", "poisson", "huber"}, default="squared_error"
-        Loss whose Hessian at `coef` is wanted, with log link for "poisson" and targets in [0, 1]
-        for "log_loss". Noise is calibrated to its curvature. Beyond the squared loss,
-        `covariance_` is the Hessian with the intercept eliminated, and `location_` the
-        curvature-weighted mean of the features.
+    loss : {"squared_error", "log_loss", "poisson", "gamma", "tweedie", "huber"}, \
+            default="squared_error"
+        Loss whose Hessian at `coef` is wanted, with log link for "poisson", "gamma" and "tweedie",
+        and targets in [0, 1] for "log_loss". Noise is calibrated to its curvature. Beyond the
+        squared loss, `covariance_` is the Hessian with the intercept eliminated, and `location_`
+        the curvature-weighted mean of the features.
     epsilon : float, default=1.35
         Where the Huber loss turns linear, in units of y.
+    power : float, default=1.5
+        Power of the mean that the variance of "tweedie" is proportional to, between 1 and 2.
     n_redraws : int, default=1
         Draws of noise for each batch. More draws lower the error that the noise adds, not the one
         that the rows have; redrawn gradients are not independent data.
@@ -212,7 +206,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
     assume_centered : bool, default=False
         Skip the intercept: `covariance_` is the second moment about zero.
     store_precision : bool, default=True
-        Store `precision_`.
+        Offer `precision_`, which like `covariance_` is computed when it is first read; False makes
+        it None, and `get_precision` is left.
     random_state : int, RandomState instance, Generator or None, default=None
         Source of the noise and of the batches.
 
@@ -253,6 +248,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         Trace of `covariance_` over its largest eigenvalue.
     expected_error_ : float
         Relative error in operator norm that theory expects of `covariance_`.
+    fitted_ : object
+        The gradients seen, from which all of this is derived when it is asked for; pickled alone.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -299,8 +296,9 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         "inherent_variance": [Interval(Real, 0, None, closed="left"), StrOptions({"estimate"})],
         "noise_distribution": [StrOptions({"rademacher", "normal"})],
         "correction": [StrOptions({"auto", "gaussian", "none"})],
-        "loss": [StrOptions({"squared_error", "log_loss", "poisson", "huber"})],
+        "loss": [StrOptions({"squared_error", "log_loss", "poisson", "gamma", "tweedie", "huber"})],
         "epsilon": [Interval(Real, 0, None, closed="neither")],
+        "power": [Interval(Real, 1, 2, closed="neither")],
         "n_redraws": [Interval(Integral, 1, None, closed="left")],
         "shuffle": ["boolean"],
         "shrinkage": [
@@ -313,6 +311,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         "store_precision": ["boolean"],
         "random_state": ["random_state", np.random.Generator],
     }
+    _rng: np.random.Generator
 
     def __init__(
         self,
@@ -325,6 +324,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         correction: str = "auto",
         loss: str = "squared_error",
         epsilon: float = 1.35,
+        power: float = 1.5,
         n_redraws: int = 1,
         shuffle: bool = True,
         shrinkage: float | str | None = None,
@@ -342,6 +342,7 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         self.correction = correction
         self.loss = loss
         self.epsilon = epsilon
+        self.power = power
         self.n_redraws = n_redraws
         self.shuffle = shuffle
         self.shrinkage = shrinkage
@@ -390,14 +391,12 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             If X or y is a tensor, or y of dask and X is not.
         """
         with unchanged_on_error(self):
-            self.__dict__.pop("_memory", None)
+            self.__dict__.pop("fitted_", None)
             if is_dask(X):
                 see_blocks(self, X, y, sample_weight, coef, intercept)
             else:
                 self._see_data(X, y, sample_weight, coef, intercept, whole=True)
-            for failure in failures(self):
-                if failure.visible_in_fit:
-                    warnings.warn(str(failure), CalibrationWarning, stacklevel=3)
+            self._warn_of_failures()
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -446,6 +445,8 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         *,
         batch_size: int,
         has_intercept: bool = False,
+        intercept_position: str = "first",
+        gradient_scale: float = 1.0,
         loss_curvature: Any = None,
     ) -> Self:
         """Go on with gradients alone: no features, no targets.
@@ -459,16 +460,23 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         Parameters
         ----------
         gradients : array-like of shape (n_batches, n_features) or (n_batches, n_features + 1)
-            Mean gradient of each batch, at targets y + xi where the variance of xi makes the
-            total target noise ``noise_scale * batch_size`` (times the curvature of the loss). The
-            gradient must be linear in the target, as it is but for "huber".
+            Gradient of the mean half loss over each batch, at targets y + xi where the variance of
+            xi makes the total target noise ``noise_scale * batch_size`` (times the curvature of the
+            loss). The gradient must be linear in the target, as it is but for "huber".
         antithetic : array-like of the shape of `gradients`, default=None
             Gradients of the same batches at targets y - xi. Needed for noise="antithetic".
         batch_size : int
             Rows in each batch.
         has_intercept : bool, default=False
-            Whether column 0 is the gradient of the intercept. With it the location of the features
-            is recovered and `covariance_` is centred; without it, it is the second moment.
+            Whether one column is the gradient of the intercept. With it the location of the
+            features is recovered, `covariance_` is centred, and the scale of the gradients can be
+            checked; without it, `covariance_` is the second moment.
+        intercept_position : {"first", "last"}, default="first"
+            Where that column is: "last" for the bias of a torch module after its weight.
+        gradient_scale : float, default=1.0
+            Factor between these gradients and those of the mean half loss, which is divided out: 2
+            for torch's ``MSELoss()``, `batch_size` for a sum of half losses, ``2 * batch_size`` for
+            ``MSELoss(reduction="sum")``; 1 for means of cross entropies.
         loss_curvature : float or array-like of shape (n_batches,), default=None
             For noise that was drawn without regard to the curvature: mean curvature of the loss
             over each batch, by whose root the noise gradients are multiplied. Exact where the
@@ -484,9 +492,28 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         ValueError
             If the gradients are not finite, differ in width from those seen before, or do not come
             as the noise scheme needs them.
+
+        Warns
+        -----
+        CalibrationWarning
+            If all gradients so far are too few for their width, or show in the intercept's column
+            another noise than the calibrated one, as a wrong `gradient_scale` makes it.
         """
         with unchanged_on_error(self):
-            self._see_gradients(gradients, antithetic, batch_size, has_intercept, loss_curvature)
+            self._see_gradients(
+                *check_gradients(
+                    gradients,
+                    antithetic,
+                    loss_curvature,
+                    noise=self.noise,
+                    has_intercept=has_intercept,
+                    intercept_position=intercept_position,
+                    gradient_scale=gradient_scale,
+                ),
+                batch_size=batch_size,
+                has_intercept=has_intercept,
+            )
+            self._warn_of_failures()
         return self
 
     def merge(self, other: "GradientCovarianceEstimator") -> Self:
@@ -511,33 +538,42 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         ValueError
             If the two differ in features, batch size, noise scheme or scale, loss, or in having
             an intercept.
+        TypeError
+            If `other` is no GradientCovarianceEstimator.
         """
         check_is_fitted(self)
+        if not isinstance(other, GradientCovarianceEstimator):
+            raise TypeError(
+                "merge takes another GradientCovarianceEstimator, which keeps what it has seen; "
+                f"got {type(other).__name__}."
+            )
         check_is_fitted(other)
+        mine, theirs = self.fitted_.memory, other.fitted_.memory
         for name, a, b in (
             ("n_features_in_", self.n_features_in_, other.n_features_in_),
             ("batch_size_", self.batch_size_, other.batch_size_),
             *((name, getattr(self, name), getattr(other, name)) for name in _IDENTITY),
-            ("has_intercept", self._memory.has_intercept, other._memory.has_intercept),
-            ("kept gradients", self._memory.kept is not None, other._memory.kept is not None),
+            ("has_intercept", mine.has_intercept, theirs.has_intercept),
+            ("kept gradients", mine.kept is not None, theirs.kept is not None),
+            ("a unit of sample_weight", mine.unit, theirs.unit),
         ):
             if a != b:
                 raise ValueError(
                     f"Cannot merge estimators with {name}={a!r} and {name}={b!r}: their gradients "
                     "have different laws. Fit both with the same settings, batch_size as a number."
                 )
-        mine, theirs = (getattr(e, "feature_names_in_", None) for e in (self, other))
-        if mine is not None and theirs is not None and not np.array_equal(mine, theirs):
+        names = [e.feature_names_in_ for e in (self, other) if hasattr(e, "feature_names_in_")]
+        if len(names) == 2 and not np.array_equal(names[0], names[1]):
             raise ValueError("Cannot merge estimators of different feature_names_in_.")
         with unchanged_on_error(self):
-            self._memory = self._memory.settled().merge(other._memory.settled())
-            self._finalize()
+            memory = mine.settled().merge(theirs.settled())
+            self._conclude(memory)
         return self
 
     def _see_data(
         self, X: Any, y: Any, sample_weight: Any, coef: Any, intercept: Any, *, whole: bool
     ) -> None:
-        memory = getattr(self, "_memory", None)
+        memory = self._memory
         X = check_features(self, X, reset=memory is None, ensure_min_samples=2 if whole else 1)
         n, d = X.shape
         refuse_wide(d, instead=_FEWER_FEATURES)
@@ -551,12 +587,13 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             _refuse_incomplete(self.batch_size_, n)
         if memory is None:
             memory = self._start(d, has_intercept=not self.assume_centered)
-        memory.check_noise(self.noise, self.noise_scale, self.inherent_variance)
-        memory = memory.at(round_key(coef, intercept, y, d))
+        memory.check_law(self._law(), self.inherent_variance)
+        key = round_key(coef, intercept, y, d)
+        memory, sample_weight = memory.begin(key, sample_weight, n, self.n_redraws)
         rng = copy.deepcopy(self._rng)
         # What is not finite shows in the sums
         with np.errstate(all="ignore"), blas_threads(d):
-            loss = make_loss(self.loss, epsilon=self.epsilon)
+            loss = make_loss(self.loss, epsilon=self.epsilon, power=self.power)
             gradient, curvature = derivatives(X, y, loss, coef, intercept)
             seen = inherent_noise(
                 self.inherent_variance, gradient, curvature, sample_weight, noise=self.noise
@@ -594,29 +631,37 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
         for sums in memory.sums():
             refuse_overflow(sums, X, estimator_name=type(self).__name__)
         memory.refuse_inherent(self.batch_size_, seen)
-        self._rng, self._dtype, self._memory = rng, X.dtype, memory
-        self._finalize()
+        self._rng = rng
+        self._conclude(memory.of_dtype(X.dtype))
+
+    def _warn_of_failures(self) -> None:
+        for failure in failures(self.fitted_):
+            if failure.visible_in_fit:
+                warnings.warn(str(failure), CalibrationWarning, stacklevel=4)
 
     def _see_gradients(
-        self, gradients: Any, antithetic: Any, batch_size: Any, has_intercept: bool, curvature: Any
+        self,
+        gradients: npt.NDArray[np.float64],
+        antithetic: npt.NDArray[np.float64] | None,
+        dtype: np.dtype[Any],
+        *,
+        batch_size: Any,
+        has_intercept: bool,
     ) -> None:
         if self.inherent_variance == "estimate" and self.noise != "antithetic":
             raise ValueError(
                 "inherent_variance='estimate' needs residuals, and gradients alone have none. Pass "
                 "the variance, or use noise='antithetic', where it cancels."
             )
-        gradients, antithetic, dtype = check_gradients(
-            gradients, antithetic, curvature, noise=self.noise, has_intercept=has_intercept
-        )
         d = gradients.shape[1] - has_intercept
         batch_size = check_scalar(batch_size, "batch_size", Integral, min_val=1)
-        memory = getattr(self, "_memory", None)
+        memory = self._memory
         if memory is None:
             self.n_features_in_ = d
             self.batch_size_ = batch_size
             memory = self._start(d, has_intercept=has_intercept and not self.assume_centered)
             memory.refuse_inherent(self.batch_size_)
-        memory.check_noise(self.noise, self.noise_scale, self.inherent_variance)
+        memory.check_law(self._law(), self.inherent_variance)
         memory.check_layout(d, self.n_features_in_, has_intercept=has_intercept)
         if batch_size != self.batch_size_:
             raise ValueError(
@@ -625,13 +670,12 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             )
         used = slice(int(has_intercept and not memory.has_intercept), None)
         with blas_threads(d):
-            self._memory = memory.add_gradients(
+            memory = memory.in_unit(None)[0].add_gradients(
                 gradients[:, used],
                 None if antithetic is None else antithetic[:, used],
                 batch_size=self.batch_size_,
             )
-        self._dtype = dtype
-        self._finalize()
+        self._conclude(memory.of_dtype(dtype))
 
     def _start(self, d: int, *, has_intercept: bool) -> GradientMemory:
         seed = self.random_state
@@ -647,43 +691,18 @@ class GradientCovarianceEstimator(FittedCovarianceMixin, EmpiricalCovariance):
             keep=isinstance(self.shrinkage, str),
             inherent_variance=self.inherent_variance,
             kurtosis=3.0 if self.noise_distribution == "normal" else 1.0,
+            law=self._law(),
         )
 
-    @available_if(_covariance_of_features)
-    def score(self, X_test: Any, y: Any = None) -> float:
-        """Return the Gaussian log-likelihood of `X_test`, as EmpiricalCovariance does.
+    @property
+    def _memory(self) -> GradientMemory | None:
+        return self.fitted_.memory if hasattr(self, "fitted_") else None
 
-        Parameters
-        ----------
-        X_test : array-like of shape (n_samples, n_features)
-            Test data.
-        y : Ignored
-            Present for API consistency.
+    def _conclude(self, memory: GradientMemory) -> None:
+        self.fitted_ = Fitted(memory, self.batch_size_, self.loss, self.correction, self.shrinkage)
+        self.fitted_.check()
 
-        Returns
-        -------
-        score : float
-            Mean log-likelihood of a row, under `location_` and `covariance_`.
-        """
-        check_is_fitted(self)
-        if is_dask(X_test):
-            return log_likelihood_by_block(self, X_test)
-        return super().score(X_test, y)
-
-    @available_if(_covariance_of_features)
-    @by_block
-    def mahalanobis(self, X: Any) -> npt.NDArray[np.floating]:
-        """Return the squared Mahalanobis distances of rows to `location_`.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-
-        Returns
-        -------
-        distances : ndarray of shape (n_samples,)
-            Squared distances.
-        """
-        check_is_fitted(self)
-        return super().mahalanobis(X)
+    def _law(self) -> tuple[str, ...]:
+        return law_in_words(
+            self.noise, self.noise_scale, self.loss, self.epsilon, self.assume_centered
+        )

@@ -1,11 +1,12 @@
 """Regressions whose true Hessian is known."""
 
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.signal import lfilter
-from sklearn.utils import Bunch
+from sklearn.utils import Bunch, check_scalar
 
 from sklearn_gradhess.noise import as_generator
 
@@ -64,6 +65,8 @@ def make_hessian_regression(
     ------
     ValueError
         If the distribution is unknown or a number is out of range.
+    TypeError
+        If a number is none, or `n_samples` or `n_features` is not whole.
 
     Examples
     --------
@@ -79,8 +82,12 @@ def make_hessian_regression(
         ("noise", noise, 0),
         ("excess_risk", excess_risk, 0),
     ):
+        check_scalar(value, name, Real)
         if not (np.isfinite(value) and value >= low):
             raise ValueError(f"{name} must be finite and >= {low}, got {value!r}.")
+    for name, count in (("n_samples", n_samples), ("n_features", n_features)):
+        if not isinstance(count, Integral):
+            raise TypeError(f"{name} must be an int, got {count!r}: pass int({count!r}).")
     rng = as_generator(random_state)
     eigenvalues = np.geomspace(1.0, 1.0 / condition_number, n_features)
     location = np.zeros(n_features)

@@ -9,6 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_gradhess._fitted import Fitted
+from sklearn_gradhess._losses import make_loss
+from sklearn_gradhess._scale import NoiseSeen
+
 __all__ = [
     "CalibrationReport",
     "Failure",
@@ -21,6 +25,11 @@ __all__ = [
 
 def _effective_rank(eigenvalues_or_n_features: npt.ArrayLike) -> float:
     values = np.asarray(eigenvalues_or_n_features, dtype=np.float64)
+    if values.ndim > 1:
+        raise ValueError(
+            "eigenvalues_or_n_features must be a number or one-dimensional, got an array of shape "
+            f"{values.shape}. Of a covariance pass its eigenvalues, numpy.linalg.eigvalsh(...)."
+        )
     if values.size == 0 or not np.all(np.isfinite(values)) or values.min() < 0 or not values.any():
         raise ValueError(
             "eigenvalues_or_n_features must be a positive number of features, or nonnegative "
@@ -43,6 +52,18 @@ def _check_risk(excess_risk: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return risk
 
 
+def _whole(values: npt.NDArray[np.float64], of_what: str) -> Any:
+    """Whole numbers as int64, or as the floats that they are where one of them is too large."""
+    if not np.all(np.isfinite(values)):
+        raise ValueError(
+            f"More than 1e308 {of_what} are needed, which no number stands for: relative_error is "
+            "too small."
+        )
+    if values.ndim == 0:
+        return int(values)
+    return values.astype(np.int64) if values.max(initial=0.0) < 2**63 else values
+
+
 def required_batches(
     eigenvalues_or_n_features: npt.ArrayLike, relative_error: npt.ArrayLike
 ) -> int | npt.NDArray[np.int64]:
@@ -62,7 +83,8 @@ def required_batches(
     Returns
     -------
     n_batches : int or ndarray of int
-        Number of batches, of the shape of `relative_error`.
+        Number of batches, of the shape of `relative_error`; an array of floats if one of them
+        exceeds the largest int64.
 
     Raises
     ------
@@ -83,11 +105,11 @@ def required_batches(
     error = _check_error(relative_error)
     # with t = sqrt(r/k) the inequality is (1 + t)^2 <= 1 + eps
     t = error / (1 + np.sqrt(1 + error))
-    batches = np.ceil(rank / t**2)
+    with np.errstate(over="ignore"):
+        batches = np.ceil(rank / t / t)
     less = np.maximum(batches - 1, 1)  # rounding may lift the quotient past a whole number
     batches = np.where(2 * np.sqrt(rank / less) + rank / less <= error, less, batches)
-    batches = batches.astype(np.int64)
-    return int(batches) if batches.ndim == 0 else batches
+    return _whole(batches, "batches")
 
 
 def required_batch_size(
@@ -111,7 +133,7 @@ def required_batch_size(
     Returns
     -------
     batch_size : int or ndarray of int
-        Rows in a batch.
+        Rows in a batch; an array of floats if one of them exceeds the largest int64.
 
     Raises
     ------
@@ -138,9 +160,9 @@ def required_batch_size(
     risk = _check_risk(excess_risk)
     if not np.all(np.isfinite(risk)):
         raise ValueError(f"excess_risk must be finite, got {excess_risk!r}.")
-    ratio = np.ceil(2 * risk / _check_error(relative_error))
-    size = np.maximum(ratio if noise == "single" else np.ones_like(ratio), 1).astype(np.int64)
-    return int(size) if size.ndim == 0 else size
+    with np.errstate(over="ignore"):
+        ratio = np.ceil(2 * risk / _check_error(relative_error))
+    return _whole(np.maximum(ratio if noise == "single" else np.ones_like(ratio), 1), "rows")
 
 
 def expected_relative_error(
@@ -260,6 +282,8 @@ class CalibrationReport:
         Of the covariance, with the features scaled to unit variance.
     failures : tuple of Failure
         Known failures of the method that this estimate shows.
+    unchecked : tuple of str
+        What might be wrong and cannot be seen.
     """
 
     noise: str
@@ -276,6 +300,7 @@ class CalibrationReport:
     n_clipped: int
     condition_number: float
     failures: tuple[Failure, ...]
+    unchecked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -290,7 +315,9 @@ class CalibrationReport:
             f"  rank                   {self.rank} of {self.n_features} ({self.n_clipped} clipped)",
             f"  condition number       {self.condition_number:.3g} (features scaled)",
         ]
-        lines += [f"  ! {f.name}: {f}" for f in self.failures] or ["  no known failure found"]
+        lines += [f"  ? {what}" for what in self.unchecked]
+        sound = "  no known failure found" + " in what can be checked" * bool(self.unchecked)
+        lines += [f"  ! {f.name}: {f}" for f in self.failures] or [sound]
         return "\n".join(lines)
 
     def _excess_risk(self) -> str:
@@ -340,42 +367,59 @@ def calibration_report(estimator: Any) -> CalibrationReport:
       no known failure found
     """
     check_is_fitted(estimator)
-    if not hasattr(estimator, "_preconditioner"):
+    fitted = getattr(estimator, "fitted_", None)
+    if not isinstance(fitted, Fitted):
         raise TypeError(
             f"calibration_report takes a fitted GradientCovarianceEstimator, got "
             f"{type(estimator).__name__}. Of a fitted model pass its covariance_estimator_."
         )
-    preconditioner = estimator._preconditioner
-    noise = f"{estimator.noise} noise"
-    if estimator.correction_ != "none":
-        noise += f", {estimator.correction_} correction"
+    preconditioner = fitted.preconditioner
+    noise = f"{fitted.noise} noise"
+    if fitted.correction != "none":
+        noise += f", {fitted.correction} correction"
     return CalibrationReport(
         noise=noise,
-        n_batches=estimator.n_batches_,
-        n_features=estimator.n_features_in_,
-        batch_size=estimator.batch_size_,
-        batches_per_feature=estimator.n_batches_ / estimator.n_features_in_,
-        effective_rank=estimator.effective_rank_,
-        expected_error=estimator.expected_error_,
-        excess_risk=estimator.excess_risk_,
-        nuisance_share=estimator.excess_risk_ / estimator.batch_size_,
-        noise_ratio=_noise_ratio(estimator),
+        n_batches=fitted.n_batches,
+        n_features=fitted.n_features,
+        batch_size=fitted.batch_size,
+        batches_per_feature=fitted.n_batches / fitted.n_features,
+        effective_rank=fitted.effective_rank,
+        expected_error=expected_error(fitted),
+        excess_risk=fitted.excess_risk,
+        nuisance_share=fitted.excess_risk / fitted.batch_size,
+        noise_ratio=_noise_ratio(fitted),
         rank=preconditioner.rank,
         n_clipped=preconditioner.n_clipped,
         condition_number=preconditioner.condition_number,
-        failures=tuple(failures(estimator)),
+        failures=tuple(failures(fitted)),
+        unchecked=tuple(_unchecked(fitted)),
     )
 
 
-def _noise_ratio(estimator: Any) -> float:
+def _unchecked(fitted: Fitted) -> list[str]:
+    """Name what nobody can see in gradients that somebody else took."""
+    memory = fitted.settled
+    if not memory.n_given or memory.noise == "none":
+        return []
+    if not memory.has_intercept:
+        return ["scale: cannot be checked without the intercept's gradient"]
+    if fitted.loss != "squared_error":
+        return [
+            "scale: cannot be checked for this loss, where the intercept's gradient shows noise "
+            "times curvature"
+        ]
+    return []
+
+
+def _noise_ratio(fitted: Fitted) -> float:
     # A feature of ones has the second moment one: what its gradient varies by is the noise.
-    if estimator.loss != "squared_error":
+    if fitted.loss != "squared_error":
         return np.nan
-    return estimator._settled.noise_ratio(estimator.excess_risk_)
+    return fitted.settled.noise_ratio(fitted.excess_risk)
 
 
-def failures(estimator: Any) -> list[Failure]:
-    """Find the known failures in a fitted estimator, the gravest first."""
+def failures(fitted: Fitted) -> list[Failure]:
+    """Find the known failures in an estimate, the gravest first."""
     return [
         f
         for find in (
@@ -383,50 +427,64 @@ def failures(estimator: Any) -> list[Failure]:
             _singular,
             _far_from_optimum,
             _mismatch,
+            _mismatch_of_curvature,
             _uncalibrated,
             _unchecked_correction,
         )
-        for f in [find(estimator)]
+        for f in [find(fitted)]
         if f is not None
     ]
 
 
-def nuisance(estimator: Any) -> tuple[float, float]:
-    """Least and greatest relative size of what m^2 adds to uncorrected single-noise estimates."""
-    # Sigma is seen as (tau + m^2)/n Sigma + Sigma u u' Sigma/n, u' Sigma u = m^2 (MATH section 2).
-    # A tau that was estimated from residuals includes m^2, and leaves the second term alone.
-    least, greatest = estimator._nuisance
-    return least, greatest
+def expected_error(fitted: Fitted) -> float:
+    """Relative error of the covariance in operator norm, as theory expects it."""
+    rank, k = fitted.effective_rank, fitted.n_effective
+    if not rank:
+        return np.nan
+    # Sampling stretches the largest eigenvalue by about (1 + sqrt(r/k))^2, so the rank of the
+    # estimate is too small; undone to first order.
+    rank /= max(1 - np.sqrt(rank / k), 0.1) ** 2
+    error = float(expected_relative_error(rank, k, noise=fitted.noise))
+    if fitted.noise == "single":
+        least, greatest = fitted.nuisance
+        if fitted.correction == "none":
+            return error + greatest
+        # What is taken off was seen with it, in means of products of Gaussians; and the scale
+        # that is left is known up to its limits (MATH section 2.3)
+        error *= np.sqrt(1 + 6 / fitted.settled.rows) * (1 + greatest) / (1 + least)
+        low, high = fitted.scale_limits
+        error += max(1 - low, high - 1) if high < np.inf else np.nan
+    return float(error)
 
 
-def _at_least_a_tenth(size: float, estimator: Any) -> bool:
+def _at_least_a_tenth(size: float, fitted: Fitted) -> bool:
     # Two standard errors below: what is small enough is seldom found to be more
-    return bool(size * (1 - 2 * min(estimator._nuisance_error, 1.0)) >= 0.1)
+    return bool(size * (1 - 2 * min(fitted.nuisance_error, 1.0)) >= 0.1)
 
 
-def _rank_bound(estimator: Any) -> int:
+def _rank_bound(fitted: Fitted) -> int:
     # Redraws and pairs of the same rows lie in the span of these rows
-    return min(estimator._settled.moments.n_independent, estimator.n_samples_seen_)
+    return min(fitted.settled.moments.n_independent, fitted.n_samples)
 
 
-def _too_few(estimator: Any) -> Failure | None:
-    d, bound, k = estimator.n_features_in_, _rank_bound(estimator), estimator._n_effective
-    if estimator.shrinkage_:
+def _too_few(fitted: Fitted) -> Failure | None:
+    d, bound, k = fitted.n_features, _rank_bound(fitted), fitted.n_effective
+    if fitted.shrinkage:
         return None
     name = "too few batches for the dimension"
     way_out = "Use a smaller batch_size, more samples, or shrinkage='oas'."
     what = "batch gradients"
     if bound <= d:
-        if bound < estimator._settled.moments.n_gradients:
+        if bound < fitted.settled.moments.n_gradients:
             what, way_out = "rows", "Use more samples, or shrinkage='oas'."
         fact = f"Only {bound} {what} for {d} features: the covariance has rank at most {bound}."
         return Failure(name, fact, way_out)
-    if round(k) < estimator._settled.moments.n_gradients:
+    if round(k) < fitted.settled.moments.n_gradients:
         what = "effective batch gradients (weights and redraws counted)"
     if k < 2 * d:
         fact = f"Only {k:.0f} {what} for {d} features: the smallest eigenvalues are mostly noise."
         return Failure(name, fact, way_out, visible_in_fit=False)
-    rank = estimator.effective_rank_
+    rank = fitted.effective_rank
     error = expected_relative_error(rank, k) if rank else 0.0
     if error > 0.5:
         return Failure(
@@ -440,9 +498,9 @@ def _too_few(estimator: Any) -> Failure | None:
     return None
 
 
-def _singular(estimator: Any) -> Failure | None:
-    preconditioner, d = estimator._preconditioner, estimator.n_features_in_
-    if not preconditioner.n_clipped or _rank_bound(estimator) <= d:
+def _singular(fitted: Fitted) -> Failure | None:
+    preconditioner, d = fitted.preconditioner, fitted.n_features
+    if not preconditioner.n_clipped or _rank_bound(fitted) <= d:
         return None
     constant = np.flatnonzero(preconditioner.constant).tolist()
     cause = (
@@ -458,22 +516,22 @@ def _singular(estimator: Any) -> Failure | None:
     )
 
 
-def _far_from_optimum(estimator: Any) -> Failure | None:
-    if estimator.noise != "single":
+def _far_from_optimum(fitted: Fitted) -> Failure | None:
+    if fitted.noise != "single":
         return None
-    n, moments = estimator.batch_size_, estimator._settled.moments
-    least, greatest = nuisance(estimator)
+    n, moments = fitted.batch_size, fitted.settled.moments
+    least, greatest = fitted.nuisance
     bias = max(greatest, -least)
     ways = (
         "Use noise='antithetic', which has no such bias, a larger batch_size, or coef and "
         "intercept closer to the optimum"
     )
-    if estimator.correction_ != "none":
-        if estimator._scale_limits[1] < np.inf:
+    if fitted.correction != "none":
+        if fitted.scale_limits[1] < np.inf:
             return None
         return Failure(
             "far from the optimum",
-            f"The excess risk, about {estimator.excess_risk_:.3g}, is so far above the batch size "
+            f"The excess risk, about {fitted.excess_risk:.3g}, is so far above the batch size "
             f"{n} that single-noise gradients hardly show it, and covariance_ may be of any scale.",
             f"{ways}.",
         )
@@ -487,22 +545,22 @@ def _far_from_optimum(estimator: Any) -> Failure | None:
             "dominated by it.",
             f"{ways}.",
         )
-    if not _at_least_a_tenth(bias, estimator):
+    if not _at_least_a_tenth(bias, fitted):
         return None
     return Failure(
         "far from the optimum",
-        f"The excess risk {estimator.excess_risk_:.3g} is not small against the batch size {n}: "
+        f"The excess risk {fitted.excess_risk:.3g} is not small against the batch size {n}: "
         f"covariance_ is up to {bias:.0%} too {'large' if bias == greatest else 'small'}.",
         f"{ways}, or, for Gaussian features, correction='gaussian'.",
         visible_in_fit=bool(bias > 0.5),
     )
 
 
-def _unchecked_correction(estimator: Any) -> Failure | None:
-    if estimator.correction_ != "gaussian":
+def _unchecked_correction(fitted: Fitted) -> Failure | None:
+    if fitted.correction != "gaussian":
         return None
-    removed, known = estimator._assumed, estimator._scale_limits[1] < np.inf
-    if not (known and _at_least_a_tenth(removed, estimator)):
+    removed, known = fitted.assumed, fitted.scale_limits[1] < np.inf
+    if not (known and _at_least_a_tenth(removed, fitted)):
         return None
     return Failure(
         "correction unchecked",
@@ -514,52 +572,89 @@ def _unchecked_correction(estimator: Any) -> Failure | None:
     )
 
 
-def _ratio_error(estimator: Any) -> float:
+def _ratio_error(fitted: Fitted) -> float:
     """Return the standard error of the noise ratio; NaN where it is unknown."""
-    memory, k = estimator._settled, estimator._n_effective
+    memory, k = fitted.settled, fitted.n_effective
     # The mean of k squares of a variable no wilder than a Gaussian has this standard error
-    if estimator.noise != "single" or not memory.has_intercept:
+    if fitted.noise != "single" or not memory.has_intercept:
         return float(np.sqrt(2 / k))
     # Of T = n Var(g_0) + a^2, as large as it should be, and of the m^2 that is taken off it
-    expected = memory.total_scale * (1 + max(estimator._nuisance[0], 0.0))
+    expected = memory.total_scale * (1 + max(fitted.nuisance[0], 0.0))
     variance = min(memory.moments.covariance_factor()[0, 0] ** 2, expected)
     error = np.sqrt(2 / k) * variance
     error += 2 * abs(memory.moments.mean[0]) * np.sqrt(variance / k) / memory.rows
     error /= memory.total_scale
     if not memory.estimates_inherent:
-        low, high = estimator._scale_limits
-        error += (1 + estimator._nuisance[1]) * max(1 - low, high - 1) / 1.645
+        low, high = fitted.scale_limits
+        error += (1 + fitted.nuisance[1]) * max(1 - low, high - 1) / 1.645
     return float(error)
 
 
-def _mismatch(estimator: Any) -> Failure | None:
-    ratio, error = _noise_ratio(estimator), _ratio_error(estimator)
-    if not abs(ratio - 1) > max(5 * error, 1e-3):  # a ratio or error that is unknown accuses nobody
+def _noise_seen(fitted: Fitted) -> NoiseSeen:
+    # A ratio or an error that is unknown accuses nobody
+    ratio, error = _noise_ratio(fitted), _ratio_error(fitted)
+    if ratio < 0:  # more excess risk was found than there is variance
+        return NoiseSeen(np.nan, 0.0)
+    return NoiseSeen(ratio, 2 / error**2 if error else 0.0)
+
+
+def _mismatch(fitted: Fitted) -> Failure | None:
+    seen, memory = _noise_seen(fitted), fitted.settled
+    if not seen.mismatched:
         return None
-    total = estimator.noise_scale * estimator.batch_size_
-    if estimator.noise == "single" and ratio > 1:
-        way_out = (
+    ratio, total = seen.ratio, fitted.noise_scale * fitted.batch_size
+    ways = []
+    if memory.n_given:
+        end = NoiseSeen(memory.moments.covariance()[-1, -1] / memory.noise_scale, seen.degrees)
+        ways.append(
+            seen.explain(
+                fitted.batch_size,
+                noise_scale=memory.noise_scale,
+                other_end=end if memory.noise == "antithetic" else None,
+            )[1]
+        )
+    if fitted.noise == "single" and ratio > 1:
+        ways.append(
             f"Inherent target noise of about {(ratio - 1) * total:.3g} would explain it: set "
             "inherent_variance, use inherent_variance='estimate', a larger batch_size, or "
             "noise='antithetic', where it cancels."
         )
     else:
-        way_out = (
+        ways.append(
             "Was the noise drawn with variance noise_scale * batch_size, and do both gradients of "
             "a pair belong to the same batch and noise? If the scale was meant, "
-            f"set noise_scale={ratio * estimator.noise_scale:.3g}."
+            f"set noise_scale={ratio * fitted.noise_scale:.3g}."
         )
     return Failure(
         "scale mismatch",
         f"The intercept's gradient shows a total target noise of {ratio * total:.3g}, not the "
         f"calibrated {total:.3g}: covariance_ is off by the factor {ratio:.3g}.",
-        way_out,
+        " ".join(way for way in ways if way),
         visible_in_fit=not abs(np.log(max(ratio, 1e-300))) <= np.log(1.5),
     )
 
 
-def _uncalibrated(estimator: Any) -> Failure | None:
-    if estimator.noise != "none" or estimator._settled.total_scale > 0:
+def _mismatch_of_curvature(fitted: Fitted) -> Failure | None:
+    memory, loss = fitted.settled, make_loss(fitted.loss)
+    if fitted.loss == "squared_error" or memory.noise != "antithetic" or not memory.n_given:
+        return None
+    curvature = memory.noise_ratio(0.0)
+    if not NoiseSeen(curvature / loss.largest_curvature, fitted.n_effective).too_large:
+        return None
+    ratio = curvature / loss.largest_curvature
+    return Failure(
+        "scale mismatch",
+        f"The intercept's gradient shows a mean curvature of {curvature:.3g}, and that of "
+        f"loss={loss.name!r} is nowhere above {loss.largest_curvature:g}: covariance_ is at least "
+        f"{ratio:.3g} times too large.",
+        "Draw the noise with variance batch_size times the curvature, or pass loss_curvature; and "
+        "gradient_scale, if these are sums over a batch.",
+        visible_in_fit=False,
+    )
+
+
+def _uncalibrated(fitted: Fitted) -> Failure | None:
+    if fitted.noise != "none" or fitted.settled.total_scale > 0:
         return None
     return Failure(
         "uncalibrated noise",

@@ -321,7 +321,7 @@ class _Holders:
         problem = self.problem
         W = np.zeros((problem.p, 1))
         if problem.loss.own_unit:
-            return self.at(W, Model.CURVATURE if problem.quadratic else Model.STIFFNESS)
+            return self.at(W, Model.CURVATURE if problem.loss.quadratic else Model.STIFFNESS)
         if problem.has_intercept:
             slope = self._ask(W)[0][0]
             zero = np.zeros(1)
@@ -359,7 +359,7 @@ class _Holders:
         sizes = np.concatenate([a["sizes"] for a in answers])
         root = np.sqrt(sizes)[:, None]
         half = root * (minus - plus) / 2
-        if not self.problem.quadratic:
+        if not self.problem.loss.quadratic:
             self.seen = []
         self.seen.append(half)
         factor = self._factor(np.concatenate(self.seen), float(sizes.sum()))

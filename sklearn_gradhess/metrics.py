@@ -1,43 +1,38 @@
 """What the worst attack does to a prediction: exact metrics, scorers, and estimates."""
 
-from dataclasses import dataclass
-from inspect import signature
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import get_config
 from sklearn.metrics import mean_absolute_error, mean_squared_error
-from sklearn.utils.metadata_routing import MetadataRequest
-from sklearn.utils.validation import check_consistent_length, column_or_1d
+from sklearn.utils.validation import check_consistent_length
 
-from sklearn_gradhess._affine import (
-    EffectiveCoef,
-    check_finite,
-    check_on_nonaffine,
-    effective_coef,
-    linear_scores,
-    probe,
-    require_affine,
-    respond,
-)
+from sklearn_gradhess._affine import EffectiveCoef, effective_coef
 from sklearn_gradhess._attack import Attack
+from sklearn_gradhess._attacked_rows import certified_radius, worst_case_inputs
 from sklearn_gradhess._gradient_risk import GradientAdversarialRisk, gradient_adversarial_risk
+from sklearn_gradhess._options import AdversarialRisk, Options
 from sklearn_gradhess._risk import dual_norm, gaussian_adversarial_risk
+from sklearn_gradhess._scorer import AdversarialScorer, checked_radius, under_attack
 from sklearn_gradhess._table import Table
 from sklearn_gradhess._validation import check_weights
+from sklearn_gradhess._worst import Loss, raw_loss
 
 __all__ = [
+    "AdversarialRisk",
     "EffectiveCoef",
     "GradientAdversarialRisk",
     "adversarial_accuracy",
+    "adversarial_loss",
     "adversarial_mean_absolute_error",
     "adversarial_mean_squared_error",
+    "certified_radius",
     "dual_norm",
     "effective_coef",
     "gaussian_adversarial_risk",
     "gradient_adversarial_risk",
     "make_adversarial_scorer",
+    "worst_case_inputs",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -157,11 +152,104 @@ default="uniform_average"
     return _averaged(mae + _reach(radius, dual_norm, len(mae)), multioutput)
 
 
-def _checked_radius(radius: Any) -> Array:
-    radii = np.asarray(radius, dtype=np.float64)
-    if not np.all((radii >= 0) & np.isfinite(radii)):
-        raise ValueError(f"radius must be finite and >= 0, got {radius!r}.")
-    return radii
+def adversarial_loss(
+    y_true: Any,
+    raw_prediction: Any,
+    *,
+    radius: Any,
+    dual_norm: Any,
+    loss: Any,
+    sample_weight: Any = None,
+    multioutput: Any = "uniform_average",
+    quantile: float = 0.5,
+    epsilon: float = 1.35,
+) -> Any:
+    """Compute the mean of any convex loss of an affine raw prediction under the worst attack.
+
+    The attack moves the raw prediction f to anywhere in ``[f - r D, f + r D]``, D being the dual
+    norm of the coefficients, and a convex loss is largest at an end: the mean over rows of the
+    larger of ``loss(y, f - r D)`` and ``loss(y, f + r D)``. Exact for any data.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        Targets; 0 and 1 for "log_loss".
+    raw_prediction : array-like of the shape of `y_true`
+        Raw predictions at the rows that were not attacked, before the inverse link: the logarithm
+        of the mean for "poisson" and "gamma", the log odds for "log_loss".
+    radius : float or array-like
+        Radius of the attack, in the units in which `dual_norm` was taken. An array gives a curve.
+    dual_norm : float or array-like of shape (n_outputs,)
+        Dual norm of the coefficients of the raw prediction.
+    loss : str, callable or object
+        "squared_error" (or "mse"), "absolute_error" (or "mae"), "quantile", "huber", "poisson",
+        "gamma" or "log_loss", in the units of scikit-learn's metrics: squared errors are not
+        halved, "poisson" and "gamma" are deviances. Or a function ``loss(y, raw_prediction)`` of
+        two arrays, or an object with such a method `value`, convex in the raw prediction.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the rows.
+    multioutput : {"raw_values", "uniform_average"} or array-like of shape (n_outputs,), \
+default="uniform_average"
+        As in `adversarial_mean_squared_error`.
+    quantile : float in [0, 1], default=0.5
+        For loss="quantile", the pinball loss.
+    epsilon : float > 0, default=1.35
+        For loss="huber", ``e^2 / 2`` for errors e below epsilon and ``epsilon |e| - epsilon^2 / 2``
+        above.
+
+    Returns
+    -------
+    risk : float or ndarray
+        Of the shape of `radius`, with an axis of length n_outputs appended for "raw_values".
+
+    Raises
+    ------
+    ValueError
+        If a radius or dual norm is negative or not finite, the loss is unknown, is not finite or
+        returns another shape, targets are outside its range, or the shapes do not agree.
+
+    References
+    ----------
+    MATH section 5.3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_gradhess.metrics import adversarial_loss
+    >>> adversarial_loss([0, 1], [-1.0, 2.0], radius=[0.0, 0.5], dual_norm=2.0, loss="log_loss")
+    array([0.22009485, 0.50320443])
+    >>> def fourth(y, raw):
+    ...     return (raw - y) ** 4
+    >>> adversarial_loss([0, 1], [1.0, 2.0], radius=1.0, dual_norm=1.0, loss=fourth)
+    16.0
+    """
+    y, raw = (np.asarray(a, dtype=np.float64) for a in (y_true, raw_prediction))
+    check_consistent_length(y, raw)
+    if raw.ndim not in (1, 2) or raw.size != y.size or not np.isfinite(raw).all():
+        raise ValueError(
+            f"raw_prediction must be finite and of the shape of y_true, {y.shape}, got shape "
+            f"{raw.shape} with {np.sum(~np.isfinite(raw))} NaN or infinite entries."
+        )
+    y, raw = (a.reshape(len(a), -1) for a in (y, raw))
+    weights = check_weights(sample_weight, raw)
+    value = raw_loss(loss, y, quantile=quantile, epsilon=epsilon)
+    reach = _reach(radius, dual_norm, raw.shape[1])
+    risk = np.empty(reach.shape)
+    for i in np.ndindex(reach.shape[:-1]):
+        ends = [_loss_at(value, y, raw + sign * reach[i]) for sign in (-1, 1)]
+        risk[i] = np.average(np.maximum(*ends), axis=0, weights=weights)
+    return _averaged(risk, multioutput)
+
+
+def _loss_at(loss: Loss, y: Array, raw: Array) -> Array:
+    with np.errstate(over="ignore"):
+        value = np.asarray(loss(y, raw), dtype=np.float64)
+    if value.shape != y.shape or np.isnan(value).any():
+        raise ValueError(
+            f"loss must return one number for each of the {y.shape} targets, got shape "
+            f"{value.shape} with {np.isnan(value).sum()} NaN. It is given arrays of two axes."
+        )
+    return value
 
 
 def _reach(radius: Any, dual: Any, n_outputs: int) -> Array:
@@ -173,7 +261,7 @@ def _reach(radius: Any, dual: Any, n_outputs: int) -> Array:
             f"dual_norm must be finite and >= 0, one number or one for each of the {n_outputs} "
             f"outputs, got {dual!r}."
         )
-    return _checked_radius(radius)[..., None] * np.broadcast_to(duals, n_outputs)
+    return checked_radius(radius)[..., None] * np.broadcast_to(duals, n_outputs)
 
 
 def _averaged(risk: Array, multioutput: Any) -> Any:
@@ -186,6 +274,11 @@ def _averaged(risk: Array, multioutput: Any) -> Any:
             raise ValueError(
                 "multioutput must be 'raw_values', 'uniform_average' or one weight for each of "
                 f"the {risk.shape[-1]} outputs, got {multioutput!r}."
+            )
+        if not np.all((weights >= 0) & np.isfinite(weights)) or not weights.any():
+            raise ValueError(
+                "The weights of outputs in multioutput must be >= 0, finite and not all zero, got "
+                f"{multioutput!r}."
             )
     average = np.average(risk, weights=weights, axis=-1)
     return float(average) if average.ndim == 0 else average
@@ -204,6 +297,12 @@ def adversarial_accuracy(
     bounds: Any = None,
     on_nonaffine: str = "raise",
     sample_weight: Any = None,
+    n_columns: int | None = None,
+    integer: Any = "auto",
+    categories: Any = None,
+    link: str = "auto",
+    max_queries: int = 200,
+    random_state: Any = 0,
 ) -> Any:
     """Compute the share of rows that a linear classifier gets right whatever the attack.
 
@@ -214,7 +313,8 @@ def adversarial_accuracy(
     Parameters
     ----------
     estimator : object
-        Fitted classifier, or pipeline, whose `decision_function` is affine in X.
+        Fitted classifier, or pipeline, whose `decision_function` is affine in X, or the log odds
+        of its `predict_proba`.
     X : {array-like, sparse matrix, DataFrame} of shape (n_samples, n_features)
         Rows, in raw units.
     y : array-like of shape (n_samples,)
@@ -224,17 +324,30 @@ def adversarial_accuracy(
     norm : float >= 1, inf or "mahalanobis", default=2
         Norm of the attack.
     scale : float, dict, or array-like of shape (n_features,), default=None
-        Budget of each column, by position or by name; zero freezes it.
+        Budget of each column, by position or by name; zero freezes it, and so does a dict that
+        does not name it.
     covariance : array-like of shape (n_features, n_features) or estimator, default=None
         Covariance of the Mahalanobis norm, see `make_adversarial_scorer`.
     features : array-like of str, int or bool, default=None
         Columns that may be attacked, by name, position or mask. None is every column of numbers.
     bounds : tuple of two, default=None
         Lowest and highest value that a column may take, for norm=inf.
-    on_nonaffine : {"raise", "linearize"}, default="raise"
-        What to do if the decision function is not affine.
+    on_nonaffine : {"raise", "linearize", "search"}, default="raise"
+        What to do if the scores are not affine, see `make_adversarial_scorer`.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the rows.
+    n_columns : int, default=None
+        Most columns that the attack moves in a row. None is all.
+    integer : "auto", None, or array-like of str, int or bool, default="auto"
+        Columns that move by whole steps, see `make_adversarial_scorer`.
+    categories : list or dict, default=None
+        Categories that the attack may change, see `make_adversarial_scorer`.
+    link : {"auto", "identity", "logit"}, default="auto"
+        What is affine: the decision function, or the log odds of `predict_proba`.
+    max_queries : int, default=200
+        Most predictions that a search spends on each row.
+    random_state : int, RandomState instance or None, default=0
+        Of a search.
 
     Returns
     -------
@@ -244,8 +357,8 @@ def adversarial_accuracy(
     Raises
     ------
     ValueError
-        If the classifier has no decision function that is affine and decides what it predicts, or
-        the attack does not fit X.
+        If the classifier has no scores that are affine and decide what it predicts, labels are of
+        another type than it was fitted on, or the attack does not fit X.
 
     References
     ----------
@@ -261,27 +374,26 @@ def adversarial_accuracy(
     >>> adversarial_accuracy(model, X, y, radius=[0, 0.1, 0.5]).round(3)
     array([0.973, 0.94 , 0.72 ])
     """
-    attack = Attack(norm, scale, features, bounds, covariance, "scale")
-    return _robust_share(estimator, X, y, radius, attack, on_nonaffine, sample_weight)
-
-
-def _robust_share(
-    estimator: Any, X: Any, y: Any, radius: Any, attack: Attack, on_nonaffine: str, weights: Any
-) -> Any:
-    radii, found = _checked_radius(radius), attack.on(Table(X))
-    score, coef, classes = linear_scores(estimator, X, found.table, found.mask, on_nonaffine)
-    y = column_or_1d(y)
-    check_consistent_length(score, y)
-    weights = check_weights(weights, score)
-    robust = np.zeros((radii.size, len(y)), dtype=bool)
-    for k, label in enumerate(classes):
-        rows = np.flatnonzero(y == label)
-        margin = score[rows, k, None] - np.delete(score[rows], k, axis=1)
-        rivals = coef[k] - np.delete(coef, k, axis=0)
-        for i, r in enumerate(radii.flat if len(rows) else ()):
-            robust[i, rows] = np.all(margin + found.changes(rivals, r, rows)[0] > 0, axis=1)
-    accuracy = np.average(robust, axis=1, weights=weights).reshape(radii.shape)
-    return float(accuracy) if radii.ndim == 0 else accuracy
+    attack = Attack(
+        norm,
+        scale,
+        features,
+        bounds,
+        covariance,
+        "scale",
+        n_columns=n_columns,
+        integer=integer,
+        categories=categories,
+    )
+    options = Options(
+        metric="accuracy",
+        link=link,
+        on_nonaffine=on_nonaffine,
+        max_queries=max_queries,
+        random_state=random_state,
+    )
+    radii = checked_radius(radius)
+    return under_attack(estimator, attack.on(Table(X)), y, radii, sample_weight, options).value
 
 
 def make_adversarial_scorer(
@@ -293,12 +405,21 @@ def make_adversarial_scorer(
     features: Any = None,
     bounds: Any = None,
     covariance: Any = None,
+    n_columns: int | None = None,
+    integer: Any = "auto",
+    categories: Any = None,
+    link: str = "auto",
     on_nonaffine: str = "raise",
-) -> "_AdversarialScorer":
+    quantile: float = 0.5,
+    multioutput: str = "uniform_average",
+    max_queries: int = 200,
+    random_state: Any = 0,
+) -> AdversarialScorer:
     r"""Make a scorer of models under attack, for `scoring=` wherever scikit-learn takes one.
 
-    It finds the coefficients of any affine pipeline in raw units (`effective_coef`), and returns
-    the negative of the exact risk under the worst attack.
+    It finds the coefficients of any model that is affine, or affine behind a link, in raw units
+    (`effective_coef`), and returns the negative of the exact risk under the worst attack, or the
+    score that survives it.
 
     Parameters
     ----------
@@ -306,12 +427,14 @@ def make_adversarial_scorer(
         Radius of the attack, in raw units of X, or as a multiple of `feature_scale`.
     norm : float >= 1, inf or "mahalanobis", default=2
         Norm of the attack: delta / feature_scale has norm at most `radius`.
-    metric : {"mse", "mae", "accuracy"}, default="mse"
-        Risk, of which the scorer returns the negative; or the accuracy that survives, as it is.
-        Several outputs are attacked each on its own, and averaged.
+    metric : str, default="mse"
+        "mse", "rmse", "mae", "r2", "quantile" (`mean_pinball_loss` at `quantile`), "poisson" or
+        "gamma" (mean deviances) of a regressor; "log_loss", "accuracy" or "roc_auc" (two classes)
+        of a classifier: each as scikit-learn defines it. "r2", "accuracy" and "roc_auc" come back
+        as they are, the others with a minus.
     feature_scale : float, dict, or array-like of shape (n_features,), default=None
-        Unit of the radius in each column, by position or by name; zero freezes the column. None
-        is the raw unit. It must be numbers: see Notes.
+        Unit of the radius in each column, by position or by name; zero freezes the column, and so
+        does a dict that does not name it. None is the raw unit. It must be numbers: see Notes.
     features : array-like of str, int or bool, default=None
         Columns that may be attacked, by name, position or mask. None is every column of numbers,
         dummies included; columns of categories, strings and dates never move.
@@ -320,17 +443,46 @@ def make_adversarial_scorer(
         (n_features,), or dicts by name, which leave the other columns without bound. For norm=inf.
     covariance : array-like of shape (n_features, n_features) or estimator, default=None
         For norm="mahalanobis": covariance of the columns of X, conditioned on those that do not
-        move, or of the columns under attack alone; or a fitted estimator that has it.
-    on_nonaffine : {"raise", "linearize"}, default="raise"
+        move, or of the columns under attack alone; or a fitted estimator that has it. With names
+        (a data frame, an estimator with `feature_names_in_`) it is matched to X by these.
+    n_columns : int, default=None
+        Most columns, categories included, that the attack moves in a row. None is all.
+    integer : "auto", None, or array-like of str, int or bool, default="auto"
+        Columns that move by whole steps, for norm=inf; booleans flip where their budget is one
+        step. "auto" is those of an integer or boolean dtype. Under other norms, and for None, they
+        move as floats, which is no less than the risk.
+    categories : list or dict, default=None
+        Categories that the attack may change to another of their levels in X, at any radius above
+        zero: columns by name or position, lists of columns for one-hot groups, or the start of
+        their names ("color" for "color_red" and "color_blue"). A dict gives groups names of their
+        own; a `feature_scale` by these names makes a change cost one step of the budget.
+    link : {"auto", "identity", "log", "log1p", "logit"}, default="auto"
+        What is affine: for regressors the prediction, its logarithm, or that of one more; for
+        classifiers the decision function ("identity") or the log odds of `predict_proba`. "auto"
+        tries them in turn. `explain` tells which it was.
+    on_nonaffine : {"raise", "linearize", "search"}, default="raise"
         What to do with a model that is not affine in these columns. "linearize" scores its
         first-order expansion at the scale of the features: neither an upper nor a lower bound.
+        "search" looks for the worst row by predictions alone: a lower bound of the risk, and an
+        upper bound of a score. A model that is affine has its exact risk all the same.
+    quantile : float in [0, 1], default=0.5
+        For metric="quantile".
+    multioutput : {"uniform_average", "joint"}, default="uniform_average"
+        With several outputs, attack each on its own and average, which is no less than the risk of
+        one attack on all; or "joint", that one attack, exactly, for "mse" and "r2" under norm=2 and
+        "mahalanobis".
+    max_queries : int, default=200
+        Most predictions that a search spends on each row.
+    random_state : int, RandomState instance or None, default=0
+        Of a search.
 
     Returns
     -------
     scorer : callable
         ``scorer(estimator, X, y, sample_weight=None)``; with metadata routing enabled,
         ``scorer.set_score_request(sample_weight=True)`` asks for weights.
-        ``scorer.curve(estimator, X, y, radius)`` is the risk itself, over an array of radii.
+        ``scorer.curve(estimator, X, y, radius)`` is the risk itself, over an array of radii, and
+        ``scorer.explain(estimator, X, y)`` an `AdversarialRisk`, which says whether it is exact.
 
     Raises
     ------
@@ -343,6 +495,14 @@ def make_adversarial_scorer(
     The unit of the radius must be fixed before models are compared: the same ridge model has
     coefficients of norm 14.7 in raw units and 63.5 per standard deviation, as the example shows. A
     scale taken anew from every fold would attack every model by another amount.
+
+    Every row of X and some attacked rows are compared with the affine map that was found, as are
+    the labels of a classifier near where they change: what passes is affine on this X.
+
+    RFECV and SequentialFeatureSelector hand over some of the columns of X as an array, so that
+    names and a scale for all of them do not fit. Put the selector into a pipeline (RFE,
+    SelectKBest, SequentialFeatureSelector itself) and search its parameter with this scorer; or
+    standardise X beforehand, and leave the scale out.
 
     A missing value does not move: where the model imputes it, the risk of the other columns is
     returned, exactly. norm="mahalanobis" refuses missing values.
@@ -371,7 +531,7 @@ def make_adversarial_scorer(
     >>> GridSearchCV(Ridge(), grid, scoring=scorer).fit(X, y).best_params_
     {'alpha': 10}
     """
-    return _AdversarialScorer(
+    return AdversarialScorer(
         radius=radius,
         norm=norm,
         metric=metric,
@@ -379,99 +539,13 @@ def make_adversarial_scorer(
         features=features,
         bounds=bounds,
         covariance=covariance,
+        n_columns=n_columns,
+        integer=integer,
+        categories=categories,
+        link=link,
         on_nonaffine=on_nonaffine,
+        quantile=quantile,
+        multioutput=multioutput,
+        max_queries=max_queries,
+        random_state=random_state,
     )
-
-
-_RISKS = {"mse": adversarial_mean_squared_error, "mae": adversarial_mean_absolute_error}
-
-
-@dataclass(eq=False, repr=False, kw_only=True)
-class _AdversarialScorer(Attack):
-    """What `make_adversarial_scorer` returns; its arguments are attributes."""
-
-    radius: float
-    metric: str
-    on_nonaffine: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.feature_scale, str):
-            # any table refuses it; on the data only, a search would turn the error into NaN
-            Table(np.zeros((1, 1))).by_column(self.feature_scale, self.scale_name)
-        if _checked_radius(self.radius).ndim != 0:
-            raise ValueError(
-                "A scorer returns one number, so radius must be one. For a curve over radii use "
-                "adversarial_mean_squared_error or adversarial_accuracy."
-            )
-        if self.metric not in ("mse", "mae", "accuracy"):
-            raise ValueError(f"metric must be 'mse', 'mae' or 'accuracy', got {self.metric!r}.")
-        check_on_nonaffine(self.on_nonaffine)
-        # where scikit-learn labels an axis, as with a function
-        prefix = "" if self.metric == "accuracy" else "neg_"
-        self.__name__ = f"{prefix}adversarial_{self.metric}"
-
-    def __call__(self, estimator: Any, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Score a fitted estimator: the negative risk, or the accuracy, under attack."""
-        value = self.curve(estimator, X, y, self.radius, sample_weight)
-        return value if self.metric == "accuracy" else -value
-
-    def curve(self, estimator: Any, X: Any, y: Any, radius: Any, sample_weight: Any = None) -> Any:
-        """Return the risk, or the accuracy, at one radius or at an array of them."""
-        if self.metric == "accuracy":
-            return _robust_share(estimator, X, y, radius, self, self.on_nonaffine, sample_weight)
-        radii, found, risk = _checked_radius(radius), self.on(Table(X)), _RISKS[self.metric]
-        result = probe(estimator, found.table, found.mask)
-        require_affine(result, estimator, self.on_nonaffine)
-        y_pred = check_finite(estimator, respond(estimator, X, "predict"), "predict")
-        if found.uniform:
-            dual = found.dual(result.coef)
-            return risk(y, y_pred, radius=radii, dual_norm=dual, sample_weight=sample_weight)
-        mean_absolute_error(y, y_pred, sample_weight=sample_weight)  # checks the targets
-        error = (y_pred - np.asarray(y, dtype=np.float64).reshape(y_pred.shape)).reshape(len(y), -1)
-        coef, rows, none = np.atleast_2d(result.coef), np.arange(len(error)), np.zeros_like(error)
-        values = np.empty(radii.shape)
-        for i, r in np.ndenumerate(radii):
-            low, high = found.changes(coef, r, rows)
-            worst = np.maximum(np.abs(error + low), np.abs(error + high))
-            values[i] = risk(none, worst, radius=0.0, dual_norm=0.0, sample_weight=sample_weight)
-        return float(values) if radii.ndim == 0 else values
-
-    def __repr__(self) -> str:
-        told = [f"{self.radius:g}"]
-        for name, parameter in signature(make_adversarial_scorer).parameters.items():
-            value = getattr(self, name)
-            is_plain = value is None or isinstance(value, str | float | int)
-            if name != "radius" and not (is_plain and value == parameter.default):
-                told.append(f"{name}={_short(value)}")
-        return f"make_adversarial_scorer({', '.join(told)})"
-
-    def _accept_sample_weight(self) -> bool:
-        # what scikit-learn's searches ask of a scorer while metadata routing is off
-        return True
-
-    def set_score_request(self, *, sample_weight: bool | str | None) -> Self:
-        """Ask for sample weights (True, or the name of other metadata) or refuse them (False)."""
-        if not get_config()["enable_metadata_routing"]:
-            raise RuntimeError(
-                "This method is only available when metadata routing is enabled. Enable it with "
-                "sklearn.set_config(enable_metadata_routing=True)."
-            )
-        self._weight_request = sample_weight
-        return self
-
-    def get_metadata_routing(self) -> MetadataRequest:
-        """Tell which metadata the scorer asks for."""
-        request = MetadataRequest(owner=repr(self))
-        alias = getattr(self, "_weight_request", None)
-        request.score.add_request(param="sample_weight", alias=alias)
-        return request
-
-
-def _short(value: Any) -> str:
-    """Print a value on one line, and arrays by their shape."""
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_short, value))})"
-    if hasattr(value, "shape") and np.ndim(value) > 0:
-        return f"<array of shape {value.shape}>"
-    return " ".join(repr(value).split())

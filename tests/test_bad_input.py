@@ -684,6 +684,14 @@ def test_huber_losses_of_unlike_epsilon_do_not_merge():
         mine.merge(theirs)
 
 
+def test_tweedie_losses_of_unlike_power_do_not_merge():
+    mine, theirs = (
+        make(loss="tweedie", power=power).partial_fit(X, np.abs(Y)) for power in (1.2, 1.7)
+    )
+    with refused(ValueError, r"with power=1\.2 and power=1\.7", mine, theirs):
+        mine.merge(theirs)
+
+
 def test_estimators_of_other_features_do_not_merge():
     mine, theirs = seen(), make().partial_fit(X[:, :3])
     match = r"^Cannot merge estimators with n_features_in_=4 and n_features_in_=3"
@@ -781,7 +789,7 @@ def test_fewer_batches_than_features_are_warned_of(batch_size, k):
 
 
 def test_shrinkage_is_a_way_out_of_too_few_batches():
-    assert make(batch_size=20, shrinkage="oas").fit(X)._preconditioner.rank == D
+    assert make(batch_size=20, shrinkage="oas").fit(X).fitted_.preconditioner.rank == D
 
 
 SINGULAR = (

@@ -26,7 +26,7 @@ from sklearn_gradhess import CalibrationWarning, GradientCovarianceEstimator, gr
 # Not parametrize_with_checks: in scikit-learn 1.7 it hands pytest a generator, which is deprecated
 CHECKS = list(estimator_checks_generator(GradientCovarianceEstimator()))
 NAME = "GradientCovarianceEstimator"
-OTHER_LOSSES = ("log_loss", "poisson", "huber")
+OTHER_LOSSES = ("log_loss", "poisson", "gamma", "tweedie", "huber")
 FITTED = ("covariance_", "precision_", "location_", "gradient_covariance_", "mean_gradient_")
 
 

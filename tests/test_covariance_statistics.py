@@ -75,6 +75,7 @@ def test_the_correction_brings_twelve_floors_down_to_one():
         pytest.param({"loss": "log_loss"}, False, 60, id="log_loss"),
         pytest.param({"loss": "poisson"}, True, 57, id="poisson, weighted"),
         pytest.param({"loss": "huber", "epsilon": 0.9}, False, 60, id="huber"),
+        pytest.param({"loss": "tweedie", "power": 1.5}, True, 57, id="tweedie, weighted"),
     ],
 )
 def test_the_antithetic_second_moment_is_unbiased(distribution, settings, weighted, n, rng):
@@ -95,6 +96,7 @@ def test_the_antithetic_second_moment_is_unbiased(distribution, settings, weight
         "log_loss": 1 / (2 + 2 * np.cosh(f)),
         "poisson": np.exp(f),
         "huber": np.abs(f - y) <= 0.9,
+        "tweedie": 0.5 * np.exp(0.5 * f) + 0.5 * y * np.exp(-0.5 * f),
     }[estimator.loss]
     H = X.T @ (X * (w * v)[:, None]) / w.sum()
     # one redraw has the variance sum_b (W_b/W)^2 (S_ii S_jj + S_ij^2) at most, S = S_b the second

@@ -215,3 +215,21 @@ def test_an_unknown_distribution_is_named_with_the_known_ones():
     )
     with pytest.raises(ValueError, match=message):
         make_hessian_regression(distribution="uniform", random_state=0)
+
+
+@pytest.mark.parametrize("name", ["n_samples", "n_features"])
+@pytest.mark.parametrize("value", [1e3, 2.5, np.float64(20.0)])
+def test_a_count_that_is_no_int_is_refused(name, value):
+    with pytest.raises(TypeError, match=f"^{name} must be an int, got .*: pass int"):
+        make_hessian_regression(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["n_samples", "condition_number", "noise", "excess_risk"])
+def test_what_is_no_number_is_refused(name):
+    with pytest.raises(TypeError, match=f"{name} must be an instance of"):
+        make_hessian_regression(**{name: "many"})
+
+
+def test_numpy_integers_count():
+    made = make_hessian_regression(np.int32(30), np.uint8(4), random_state=0)
+    assert made.data.shape == (30, 4)

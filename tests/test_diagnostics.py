@@ -9,6 +9,7 @@ from sklearn.exceptions import NotFittedError
 
 from sklearn_gradhess import GradientCovarianceEstimator, PreconditionedSGDRegressor
 from sklearn_gradhess.diagnostics import (
+    _ratio_error,
     calibration_report,
     expected_relative_error,
     required_batch_size,
@@ -192,8 +193,11 @@ def pairs(rng, k, d, *, variance, batch_size=8):
 
 
 def from_pairs(rng, k, d, *, variance=8.0, noise_scale=1.0):
-    return GradientCovarianceEstimator(noise_scale=noise_scale).partial_fit_gradients(
-        *pairs(rng, k, d, variance=variance), batch_size=8, has_intercept=True
+    return quietly(
+        GradientCovarianceEstimator(noise_scale=noise_scale).partial_fit_gradients,
+        *pairs(rng, k, d, variance=variance),
+        batch_size=8,
+        has_intercept=True,
     )
 
 
@@ -442,8 +446,8 @@ def far_gradients(rng, k, d=3):
 
 
 def test_a_mean_gradient_past_saturation_is_reported_without_a_number_for_the_risk(rng):
-    estimator = single(correction="none").partial_fit_gradients(
-        far_gradients(rng, 50), batch_size=16
+    estimator = quietly(
+        single(correction="none").partial_fit_gradients, far_gradients(rng, 50), batch_size=16
     )
     assert np.isnan(estimator.excess_risk_)
     failure = only_failure(estimator)
@@ -475,6 +479,7 @@ def test_antithetic_noise_of_the_wrong_scale_is_reported_with_the_right_one(
     estimator = from_pairs(rng, k, 3, variance=8.0 * noise_scale * factor, noise_scale=noise_scale)
     failure = only_failure(estimator)
     assert failure.name == "scale mismatch"
+    assert ("gradient_scale=2." in failure.way_out) == (factor == 4.0)
     total, calibrated, ratio = re.fullmatch(
         r"The intercept's gradient shows a total target noise of ([\d.]+), not the calibrated "
         r"([\d.]+): covariance_ is off by the factor ([\d.]+)\.",
@@ -590,6 +595,101 @@ def test_the_report_names_what_to_pass_instead_of_a_model(rng):
     with pytest.raises(TypeError, match=r"got PreconditionedSGDRegressor.*covariance_estimator_"):
         calibration_report(model)
     assert calibration_report(model.covariance_estimator_).n_features == 4
+
+
+# --- large numbers, and what is no list of eigenvalues
+
+
+@pytest.mark.parametrize("relative_error", [1e-9, 1e-10, 1e-60])
+def test_more_batches_than_an_int64_holds_are_counted_all_the_same(relative_error):
+    k = required_batches(20, relative_error)
+    assert isinstance(k, int)
+    assert k == pytest.approx(4 * 20 / relative_error**2, rel=1e-6)
+    several = required_batches(20, [0.5, relative_error])
+    np.testing.assert_allclose(several, [396, float(k)], rtol=1e-15)
+
+
+@pytest.mark.parametrize("excess_risk", [1e18, 1e20, 1e300])
+def test_more_rows_than_an_int64_holds_are_counted_all_the_same(excess_risk):
+    n = required_batch_size(excess_risk, 0.1)
+    assert isinstance(n, int)
+    assert n == pytest.approx(20 * excess_risk, rel=1e-15)
+    np.testing.assert_allclose(
+        required_batch_size([4.0, excess_risk], 0.1), [80, float(n)], rtol=1e-15
+    )
+
+
+def test_what_an_int64_holds_is_an_int64():
+    assert required_batches(20, [0.5, 1e-8]).dtype == np.int64
+    assert required_batch_size([4.0, 1e17], 0.1).dtype == np.int64
+
+
+def test_numbers_beyond_all_floats_are_refused():
+    with pytest.raises(ValueError, match="More than 1e308 batches are needed"):
+        required_batches(20, 1e-200)
+    with pytest.raises(ValueError, match="More than 1e308 rows are needed"):
+        required_batch_size(1e200, 1e-200)
+
+
+@pytest.mark.parametrize("rule", [required_batches, expected_relative_error])
+@pytest.mark.parametrize("shape", [(3, 3), (1, 5), (2, 2, 2)])
+def test_a_matrix_is_not_taken_for_eigenvalues(rule, shape):
+    message = r"one-dimensional, got an array of shape .*eigvalsh"
+    with pytest.raises(ValueError, match=message):
+        rule(np.ones(shape), 10)
+
+
+# --- what the numbers of the report say, against many samples
+
+
+def single_reports(n, excess_risk, *, noise_scale=1.0, correction="none", k=400, d=3):
+    """Reports on single-noise gradients of Gaussian rows, 60 samples."""
+    reports, estimators = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        X, y = regression(rng, n * k, d, excess_risk=excess_risk, noise=0.0)
+        estimator = GradientCovarianceEstimator(
+            noise="single",
+            batch_size=n,
+            noise_scale=noise_scale,
+            correction=correction,
+            noise_distribution="normal",
+            random_state=seed,
+        )
+        quietly(estimator.fit, X, y)
+        estimators.append(estimator)
+        reports.append(calibration_report(estimator))
+    return reports, estimators
+
+
+@pytest.mark.parametrize("noise_scale", [1.0, 3.0])
+@pytest.mark.parametrize("excess_risk", [0.5, 3.0])
+def test_the_share_of_the_nuisance_is_what_is_added(excess_risk, noise_scale):
+    n = 16
+    reports, estimators = single_reports(n, excess_risk, noise_scale=noise_scale)
+    shares = np.array([report.nuisance_share for report in reports])
+    assert shares.mean() == pytest.approx(excess_risk / n, abs=5 * shares.std() / np.sqrt(60))
+    # Sigma is seen as (tau + m^2)/tau Sigma + Sigma u u' Sigma/tau, u the diagonal here
+    share = excess_risk / (n * noise_scale)
+    u = np.ones(3) / np.sqrt(3)
+    seen = [[u @ e.covariance_ @ u, np.trace(e.covariance_) - u @ e.covariance_ @ u]
+            for e in estimators]  # fmt: skip
+    error = np.std(seen, axis=0) / np.sqrt(60)
+    along, across = np.mean(seen, axis=0)
+    assert abs(along - 1 - 2 * share) < 5 * error[0]
+    assert abs(across - 2 * (1 + share)) < 5 * error[1]
+    bounds = np.mean([e.fitted_.nuisance for e in estimators], axis=0)
+    assert bounds == pytest.approx([share, 2 * share], rel=0.25)
+
+
+@pytest.mark.parametrize("excess_risk", [0.0, 1.0, 3.0])
+def test_the_error_of_the_noise_ratio_is_its_scatter(excess_risk):
+    reports, estimators = single_reports(16, excess_risk)
+    ratios = np.array([report.noise_ratio for report in reports])
+    stated = np.mean([_ratio_error(e.fitted_) for e in estimators])
+    # of 60 samples the scatter is known to a tenth; what is stated may be up to twice as wide
+    assert ratios.std() * 0.7 < stated < 2.5 * ratios.std() + 1e-12
+    assert ratios.mean() == pytest.approx(1, abs=5 * stated / np.sqrt(60))
 
 
 def test_a_correction_whose_error_has_no_limit_is_called_far(rng):

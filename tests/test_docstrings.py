@@ -161,4 +161,4 @@ def test_documented_shapes_of_attributes_are_those_of_a_fit(fitted):
 
 def test_the_map_of_the_package_names_its_modules():
     listed = re.findall(r"^(\w+)  +\S", sklearn_gradhess.__doc__, re.MULTILINE)
-    assert {*listed, "exceptions"} == set(PUBLIC_MODULES)
+    assert {*listed, "exceptions"} == {*PUBLIC_MODULES, "torch"}  # installed or not

@@ -466,7 +466,7 @@ WHOLE_NUMBERS_ONLY = SimpleNamespace(
         (
             lambda: effective_coef(fitted(), SimpleNamespace(columns=["a"])),
             TypeError,
-            "only pandas data frames can be rebuilt. Pass X.to_pandas() or X.to_numpy()",
+            "only data frames of pandas and, .* can be rebuilt. Pass X.to_pandas() or X.to_numpy()",
         ),
     ],
 )

@@ -41,7 +41,8 @@ def holders(X, y, loss, parts=3, **params):
 def gap(fit, X, y, loss, **params):
     """Excess over the fit of the pooled rows, in statistical errors."""
     kind = PreconditionedSGDClassifier if loss == "log_loss" else PreconditionedSGDRegressor
-    pooled = kind(loss, tol=1e-6, **params).fit(X, y)
+    plain = {"alpha": 0.0, "penalty_units": "raw", "tol": 1e-6}
+    pooled = kind(loss, **plain | params).fit(X, y)
     at = X @ np.ravel(pooled.coef_) + np.ravel(pooled.intercept_)[0]
     v = make_loss(loss).curvature(y, at)
     slope = make_loss(loss).gradient(y, at)

@@ -115,7 +115,7 @@ def spread(n_seeds=100, d=40, **cases):
             assume_centered=True, random_state=seed, correction="none", **parameters
         ).fit(rows, y, sample_weight=weights)
         seen.append(np.diag(hessian.covariance_))
-        told.append(2 / hessian._n_effective)
+        told.append(2 / hessian.fitted_.n_effective)
     return np.mean((np.array(seen) - 1) ** 2), np.mean(told)
 
 
@@ -148,7 +148,7 @@ def test_the_expected_error_is_that_of_the_effective_number():
     np.testing.assert_allclose(again.covariance_, once.covariance_)
     assert again.expected_error_ == pytest.approx(once.expected_error_)
     heavy = np.where(np.arange(80) < 40, 1.0, 1e-9)  # half of the rows hardly count
-    assert exact().fit(rows, sample_weight=heavy)._n_effective == pytest.approx(40)
+    assert exact().fit(rows, sample_weight=heavy).fitted_.n_effective == pytest.approx(40)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn_gradhess.CalibrationWarning")
@@ -160,7 +160,7 @@ def test_the_nuisance_counts_once_where_the_estimated_noise_contains_it():
     for inherent, times in ((1.0, 2), ("estimate", 1)):
         hessian = GradientCovarianceEstimator(inherent_variance=inherent, **settings).fit(rows, y)
         share = hessian.excess_risk_ / 8
-        k, rank = hessian._n_effective, hessian.effective_rank_
+        k, rank = hessian.fitted_.n_effective, hessian.effective_rank_
         sampling = expected_relative_error(rank / (1 - np.sqrt(rank / k)) ** 2, k)
         nuisance = hessian.expected_error_ - sampling
         assert nuisance == pytest.approx(times * share, rel=1e-3)
@@ -189,6 +189,6 @@ def test_redraws_share_what_is_not_redrawn(noise, inherent, coef, share):
     # a^2 of the correlation of redraws is one, the rest 1/n
     n_redraws = 1 if noise == "none" else 4
     shared = share**2 + (1 - share**2) / 8
-    assert hessian._n_effective == pytest.approx(
+    assert hessian.fitted_.n_effective == pytest.approx(
         4000 * n_redraws / (1 + (n_redraws - 1) * shared), rel=0.02
     )

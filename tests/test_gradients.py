@@ -315,15 +315,21 @@ def closed_form(name, y, f):
     if name == "huber":
         return np.clip(f - y, -0.7, 0.7), (np.abs(f - y) <= 0.7) * 1.0
     mu = 1 / (1 + np.exp(-f)) if name == "log_loss" else np.exp(f)
+    if name == "gamma":
+        return 1 - y / mu, y / mu
+    if name == "tweedie":
+        return (mu - y) / np.sqrt(mu), 0.5 * (mu + y) / np.sqrt(mu)
     return mu - y, mu * (1 - mu) if name == "log_loss" else mu
 
 
-@pytest.mark.parametrize("name", ["squared_error", "log_loss", "poisson", "huber"])
+@pytest.mark.parametrize(
+    "name", ["squared_error", "log_loss", "poisson", "gamma", "tweedie", "huber"]
+)
 @pytest.mark.parametrize("convert", [np.asarray, sparse.csr_array, sparse.csc_array])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_derivatives_are_the_closed_forms_at_the_raw_prediction(name, convert, dtype, rng):
     X, coef = rng.standard_normal((30, 3)).astype(dtype), rng.standard_normal(3)
-    y = (rng.random(30) < 0.5).astype(float)
+    y = (rng.random(30) < 0.5) + 0.5 * (name == "gamma")
     gradient, curvature = derivatives(convert(X), y, make_loss(name, epsilon=0.7), coef, 0.3)
     expected = closed_form(name, y, 0.3 + X.astype(float) @ coef)
     rtol = 100 * np.finfo(dtype).eps
@@ -332,6 +338,15 @@ def test_derivatives_are_the_closed_forms_at_the_raw_prediction(name, convert, d
         assert curvature is None  # stands for ones
     else:
         np.testing.assert_allclose(curvature, expected[1], rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("name", ["gamma", "tweedie"])
+def test_without_targets_other_losses_have_their_expected_curvature(name, rng):
+    X, coef = rng.standard_normal((20, 3)), rng.standard_normal(3)
+    gradient, curvature = derivatives(X, None, make_loss(name), coef, -0.2)
+    f = X @ coef - 0.2
+    assert gradient is None
+    np.testing.assert_allclose(curvature, closed_form(name, np.exp(f), f)[1])
 
 
 @pytest.mark.parametrize("name", ["log_loss", "poisson"])

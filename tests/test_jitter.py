@@ -58,9 +58,9 @@ def test_methods_see_other_rows_once_and_the_same_each_time(rng):
     seen = []
 
     class Watched(PreconditionedSGDRegressor):
-        def _validate(self, X, y, sample_weight, *, reset):
+        def _validate(self, X, y, sample_weight, **keywords):
             seen.append(np.column_stack([X, y, sample_weight]))
-            return super()._validate(X, y, sample_weight, reset=reset)
+            return super()._validate(X, y, sample_weight, **keywords)
 
     X, y, weight = rng.standard_normal((50, 2)), rng.standard_normal(50), rng.uniform(size=50)
     with pytest.MonkeyPatch.context() as patch:

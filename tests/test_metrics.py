@@ -381,7 +381,7 @@ BAD_ATTACKS = [
     ({"bounds": (0, 2), "norm": np.inf}, "bounds exclude values that are in X, in the columns 0"),
     ({"bounds": (0, [1, 2]), "norm": np.inf}, "bounds has shape (2,), but X has 4 columns"),
     ({"features": ["a"]}, "features names ['a'], which are not columns of X"),
-    ({"on_nonaffine": "ignore"}, "on_nonaffine must be 'raise' or 'linearize', got 'ignore'"),
+    ({"on_nonaffine": "ignore"}, "on_nonaffine must be 'raise', 'linearize' or 'search', got"),
     ({"sample_weight": -np.ones(150)}, "sample_weight must be >= 0"),
 ]
 

@@ -102,7 +102,7 @@ def test_the_unit_of_the_weights_does_not_matter(scheme, unit):
     one, other = (estimator(scheme).fit(made.data, made.target, c * w) for c in (1.0, unit))
     for name in ("covariance_", "location_", "mean_gradient_", "excess_risk_", "noise_variance_"):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-9)
-    assert one._n_effective == pytest.approx(other._n_effective)
+    assert one.fitted_.n_effective == pytest.approx(other.fitted_.n_effective)
     assert one.expected_error_ == pytest.approx(other.expected_error_, nan_ok=True)
 
 

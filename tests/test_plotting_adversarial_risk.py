@@ -271,7 +271,97 @@ def test_the_message_names_the_model():
 
 
 def test_what_the_scorer_refuses_is_refused():
-    with pytest.raises(ValueError, match="metric must be 'mse', 'mae' or 'accuracy', got 'r2'"):
-        AdversarialRiskDisplay.from_estimator(MODEL, X, Y, metric="r2")
+    with pytest.raises(ValueError, match=r"metric must be one of \['mse', .*\], got 'max'"):
+        AdversarialRiskDisplay.from_estimator(MODEL, X, Y, metric="max")
     with pytest.raises(NotFittedError):
         AdversarialRiskDisplay.from_estimator(Ridge(), X, Y)
+
+
+# --- the constant prediction, what is no closed form, and certified rows
+
+
+@pytest.mark.parametrize(
+    ("metric", "constant"),
+    [
+        ("mse", Y.var()),
+        ("rmse", Y.std()),
+        ("mae", np.abs(Y - np.median(Y)).mean()),
+        ("r2", 0.0),
+    ],
+)
+def test_a_risk_past_that_of_a_constant_is_remarked(metric, constant):
+    kwargs = {"metric": metric, "radii": np.linspace(0, 2, 9), "feature_scale": STD}
+    display = AdversarialRiskDisplay.from_estimators({"a": MODEL, "b": OTHER}, X, Y, **kwargs)
+    assert display.constant == pytest.approx(constant)
+    for worst, value in zip(display.worse_from_, display.value, strict=True):
+        past = value < constant if metric == "r2" else value > constant
+        assert worst == display.radii[past][0]
+    (remark,) = display.ax_.texts
+    assert remark.get_text() == "best constant prediction: past it a model is worse than none"
+    assert remark.get_position()[1] == pytest.approx(constant)
+    # once on axes that displays share
+    again = AdversarialRiskDisplay.from_estimator(LINEAR, X, Y, ax=display.ax_, **kwargs)
+    assert len(again.ax_.texts) == 1
+    assert len(again.ax_.lines) == 3
+
+
+def test_no_remark_where_models_are_better_than_a_constant():
+    display = AdversarialRiskDisplay.from_estimator(
+        MODEL, X, Y, radii=np.array([0.0, 0.01]), feature_scale=STD
+    )
+    assert display.worse_from_ == [np.inf]
+    assert not display.ax_.texts
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "log_loss", "roc_auc"])
+def test_constants_of_classifiers(metric):
+    flowers, species = load_iris(return_X_y=True)
+    label, weight = species == 0, np.linspace(1, 2, 150)
+    model = LogisticRegression().fit(flowers, label)
+    display = AdversarialRiskDisplay.from_estimator(
+        model, flowers, label, metric=metric, radii=np.array([0.0, 5.0]), sample_weight=weight
+    )
+    p = np.average(label, weights=weight)
+    entropy = -p * np.log(p) - (1 - p) * np.log(1 - p)
+    expected = {"accuracy": max(p, 1 - p), "log_loss": entropy, "roc_auc": 0.5}[metric]
+    assert display.constant == pytest.approx(expected)
+    assert display.worse_from_ == [5.0]
+
+
+def test_a_searched_curve_says_that_it_is_a_bound():
+    display = AdversarialRiskDisplay.from_estimators(
+        {"poly": POLYNOMIAL, "affine": MODEL}, X, Y, radii=RADII[:3], on_nonaffine="search",
+        max_queries=20, feature_scale=STD,
+    )  # fmt: skip
+    assert legend(display) == ["poly (lower bound)", "affine"]
+    settings = {"on_nonaffine": "search", "max_queries": 20, "feature_scale": STD}
+    scorer = make_adversarial_scorer(0.0, **settings)
+    assert_allclose(display.value[0], scorer.curve(POLYNOMIAL, X, Y, RADII[:3]))
+
+
+def test_certified_rows_are_the_accuracy_against_the_radius():
+    flowers, species = load_iris(return_X_y=True)
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(flowers, species)
+    display = AdversarialRiskDisplay.from_certified(model, flowers, species, norm=np.inf)
+    assert display.ax_.get_ylabel() == "Share of rows that no attack makes wrong"
+    assert len(display.radii) == 201
+    expected = adversarial_accuracy(
+        model, flowers, species, radius=display.radii[1::20], norm=np.inf
+    )
+    assert_allclose(display.value[1::20], expected)
+    assert display.value[-1] < 0.02 < display.value[0] < 1
+    several = AdversarialRiskDisplay.from_certified(
+        {"a": model, "b": model}, flowers, radii=RADII, feature_scale=[1, 2, 0, 1]
+    )
+    assert several.ax_.get_ylabel() == "Share of rows whose class no attack changes"
+    assert legend(several) == ["a", "b"]
+    assert_array_equal(several.value[:, 0], 1.0)
+    assert "certified" in repr(several)
+
+
+def test_what_cannot_be_certified_is_named():
+    polynomial = make_pipeline(PolynomialFeatures(2), LogisticRegression(max_iter=1000))
+    model = polynomial.fit(X[:, :3] / STD[:3], Y > 120)
+    with pytest.raises(ValueError, match="not affine") as caught:
+        AdversarialRiskDisplay.from_certified({"poly": model}, X[:, :3] / STD[:3])
+    assert "This is about the model 'poly'." in caught.value.__notes__

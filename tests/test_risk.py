@@ -12,7 +12,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from scipy.optimize import minimize
 
-from sklearn_gradhess._gradient_risk import _noncentral_f_gap, gradient_adversarial_risk
+from sklearn_gradhess._excess_risk import _noncentral_f_gap
+from sklearn_gradhess._gradient_risk import gradient_adversarial_risk
 from sklearn_gradhess._risk import (
     closed_form,
     dual_norm,
@@ -331,33 +332,6 @@ def test_nothing_depends_on_the_units_or_on_columns_that_depend_on_others(single
         assert found.excess_risk == pytest.approx(base.excess_risk, rel=1e-8)
         assert found.excess_risk_interval == pytest.approx(base.excess_risk_interval, rel=1e-8)
         assert found.mean_squared_error == pytest.approx(base.mean_squared_error, rel=1e-8)
-
-
-def test_antithetic_formula_as_written(rng):
-    # MATH 5.1, with explicit inverses and a basis of the functionals that vanish on cbar
-    clean, noise = (g[0][:, 1:] for g in draw_pairs(rng, 1, 5, 40, 8, m2=3.0, s2=1.0))
-    k, d, n = 40, 5, 8
-    found = gradient_adversarial_risk(
-        clean - noise, clean + noise, coef=np.ones(d), batch_size=n, radius=0.0
-    )
-    s, c, mean = noise.T @ noise / k, np.cov(clean.T), clean.mean(axis=0)
-    a = (k - d - 1) / k * np.linalg.inv(s)
-    assert found.excess_risk == pytest.approx(mean @ a @ mean - np.trace(a @ c) / k, rel=1e-9)
-
-    def error(rows):
-        k = len(rows)
-        s, c = noise[rows].T @ noise[rows] / k, np.cov(clean[rows].T)
-        basis = np.linalg.svd(clean.mean(axis=0)[None])[2][1:].T
-        ratio = np.linalg.solve(basis.T @ s @ basis, basis.T @ c @ basis)
-        return n / (d - 1) * (k - d) / k * np.trace(ratio)
-
-    every = np.arange(k)
-    # the basis stays that of all batches when one is left out
-    deleted = [error(np.delete(every, b)) for b in range(k)]
-    jackknife = k * error(every) - (k - 1) * np.mean(deleted)
-    whitened = found.mean_squared_error
-    # in coordinates where S = I the direction e is mapped along: the same functionals
-    assert whitened == pytest.approx(jackknife, rel=1e-9)
 
 
 def test_given_noise_variance_is_taken(rng):
@@ -680,3 +654,30 @@ def test_as_many_batches_as_needed_and_not_one_less(scheme):
             ValueError, match=r"Only . batch gradients for 3 .* than 5\. Use a|no n"
         ):
             run(k)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((1.0, np.inf, 0.0), 1.0),
+        ((1.0, 0.0, np.inf), 1.0),
+        ((0.0, 2.0, np.inf), np.inf),
+        ((np.inf, 2.0, 0.0), np.inf),
+        ((0.0, np.inf, 0.0), 0.0),
+        ((1.0, np.inf, 1.0), np.inf),
+    ],
+)
+def test_no_attack_is_none_against_infinite_coefficients_too(arguments, expected):
+    assert gaussian_adversarial_risk(*arguments) == expected
+
+
+@pytest.mark.parametrize("norm", [None, "two", [2], 0.5, np.nan])
+def test_unknown_norms_are_told_of(norm):
+    with pytest.raises(
+        ValueError, match=r"norm must be >= 1, inf or 'mahalanobis', got .*n_columns"
+    ):
+        dual_norm([1.0, 2.0], norm)
+
+
+def test_infinity_may_be_spelt():
+    assert dual_norm([1.0, -2.0], "inf") == dual_norm([1.0, -2.0], np.inf) == 3.0

@@ -9,7 +9,8 @@ from scipy import sparse
 from scipy.special import expit
 
 from sklearn_gradhess._descent import Model
-from sklearn_gradhess._losses import MultinomialLoss, make_loss
+from sklearn_gradhess._losses import make_loss
+from sklearn_gradhess._multinomial import MultinomialLoss
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem, Rows
@@ -18,8 +19,20 @@ from sklearn_gradhess._solver import Settings, solve
 from sklearn_gradhess._steps import StepSettings, step_size
 from tests import plans
 
-LOSSES = ("squared_error", "huber", "log_loss", "poisson", "multinomial")
-BOUNDED = ("squared_error", "huber", "log_loss")  # stiffness is that of a quadratic upper bound
+LOSSES = (
+    "squared_error",
+    "huber",
+    "quantile",
+    "log_loss",
+    "poisson",
+    "gamma",
+    "tweedie",
+    "multinomial",
+)
+ELEMENTWISE = LOSSES[:-1]
+CURVED = LOSSES[1:]
+# Stiffness is that of a quadratic upper bound
+BOUNDED = ("squared_error", "huber", "quantile", "log_loss")
 
 
 def settings(problem, how=plan, oversampling=None, **params):
@@ -48,8 +61,10 @@ def targets(name, rng, n):
         return np.eye(3)[rng.integers(3, size=n)]
     if name == "log_loss":
         return rng.integers(2, size=(n, 1)).astype(float)
-    if name == "poisson":
+    if name in ("poisson", "tweedie"):
         return rng.poisson(2.0, size=(n, 1)).astype(float)
+    if name == "gamma":
+        return rng.gamma(2.0, size=(n, 1))
     return 2 * rng.standard_normal((n, 1))
 
 
@@ -118,7 +133,10 @@ def test_all_at_once_is_each_of_value_gradient_and_curvature(rng, name, dtype):
     raw[21] = 0
     raw = raw.astype(dtype)
     each = [getattr(loss, part)(y, raw) for part in ("value", "gradient", "curvature")]
-    for got, want in zip(loss.all(y, raw), each, strict=True):
+    value, *derivatives = loss.all(y, raw)
+    constant = loss.constant(y)
+    constant = np.sum(constant, axis=1) if np.ndim(constant) > value.ndim else constant
+    for got, want in zip((value + constant, *derivatives), each, strict=True):
         assert got.dtype == dtype
         assert_allclose(got, want, rtol=max(20 * np.finfo(dtype).eps, 1e-8))
 
@@ -132,10 +150,10 @@ def test_stiffness_is_the_curvature_of_a_quadratic_upper_bound(f, g, y, name):
     assert loss.value(y, g) <= bound + 1e-9 * (1 + abs(bound))
 
 
-@pytest.mark.parametrize("name", ["squared_error", "huber", "log_loss", "poisson"])
+@pytest.mark.parametrize("name", ELEMENTWISE)
 @given(f=st.floats(-50, 50), y=st.sampled_from([0.0, 1.0]))
 def test_stiffness_is_positive_and_no_less_than_the_curvature(name, f, y):
-    loss, f, y = make_loss(name), np.array([f]), np.array([y])
+    loss, f, y = make_loss(name), np.array([f]), np.array([y + (name == "gamma")])
     assert loss.stiffness(y, f) > 0
     assert loss.stiffness(y, f) >= loss.curvature(y, f) * (1 - 1e-8)
 
@@ -173,13 +191,13 @@ def test_multinomial_loss_of_two_classes_is_the_logistic_loss(rng):
     assert_allclose(two, make_loss("log_loss").value(codes.astype(float), f))
 
 
-@pytest.mark.parametrize("name", ["squared_error", "huber", "log_loss", "poisson"])
+@pytest.mark.parametrize("name", ELEMENTWISE)
 def test_link_is_where_the_loss_of_the_mean_is_flat(name):
     loss, mean = make_loss(name), np.array([0.2, 0.5, 0.9])
     assert_allclose(loss.gradient(mean, loss.link(mean)), 0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["log_loss", "poisson"])
+@pytest.mark.parametrize("name", ["log_loss", "poisson", "gamma", "tweedie"])
 def test_link_of_the_ends_of_the_range_is_finite(name):
     assert np.isfinite(make_loss(name).link(np.array([0.0, 1.0]))).all()
 
@@ -222,7 +240,7 @@ def test_gradient_is_the_derivative_of_the_objective(rng, name, intercept):
     assert_allclose(Rows(problem).at(W).gradient, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["squared_error", "log_loss", "poisson", "multinomial"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "huber"])
 def test_hessian_product_is_the_derivative_of_the_gradient(rng, name):
     problem = make(name, rng)
     W, U = rng.standard_normal((2, problem.p, problem.Y.shape[1]))
@@ -267,7 +285,7 @@ def test_a_trial_is_the_evaluation_of_its_place(rng, name, t):
     assert_allclose(reached.rows.curvature, asked.rows.curvature)
 
 
-@pytest.mark.parametrize("name", ["log_loss", "poisson", "multinomial"])
+@pytest.mark.parametrize("name", ["log_loss", "poisson", "multinomial", "gamma", "tweedie"])
 def test_the_remainder_bounds_what_a_newton_step_leaves(rng, name):
     problem = make(name, rng, n=200, alpha=0.0)
     data = Rows(problem)
@@ -444,7 +462,7 @@ def test_the_shrunk_start_is_no_worse_than_none_nor_than_the_sketched_solution(r
 
 
 @pytest.mark.parametrize("method", ["steps", "newton"])
-@pytest.mark.parametrize("name", ["huber", "log_loss", "poisson", "multinomial"])
+@pytest.mark.parametrize("name", CURVED)
 def test_a_start_that_is_worse_than_the_null_model_is_dropped(rng, name, method):
     problem = make(name, rng, n=60)
     bad = np.full((4, problem.Y.shape[1]), 30.0)
@@ -590,7 +608,7 @@ def test_without_the_safeguard_the_best_iterate_is_returned(rng):
     assert_allclose(Rows(problem).at(solution.W).objective, min(losses))
 
 
-@pytest.mark.parametrize("name", ["huber", "log_loss", "poisson", "multinomial"])
+@pytest.mark.parametrize("name", CURVED)
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_newton_steps_descend_from_far_away(rng, name, scale):
     problem = make(name, rng, n=60, alpha=0.01)
@@ -758,14 +776,14 @@ def test_a_level_of_two_rows_does_not_vanish(seed):
     assert gap(problem, solution.W) < 0.05
 
 
-@pytest.mark.parametrize("name", ["squared_error", "huber"])
+@pytest.mark.parametrize("name", ["squared_error", "huber", "quantile"])
 @pytest.mark.parametrize("unit", [1e-250, 1e-150, 1e-20, 1.0, 1e20, 1e120, 1e160, 1e250])
 def test_the_unit_of_the_targets_does_not_matter(rng, name, unit):
     X, noise = rng.standard_normal((4000, 5)), rng.standard_normal((4000, 1))
     y = X.sum(axis=1, keepdims=True) + noise
     solutions = []
     for u in (1.0, unit):
-        loss = make_loss(name, epsilon=1.35 * u) if name == "huber" else make_loss(name)
+        loss = make_loss(name).at_scale(u, 4000, 6)
         problem = Problem(X, u * y, None, loss, 0.0, False)
         solutions.append(solve(problem, mini_batches(problem), np.random.default_rng(0)))
     assert solutions[1].converged

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.utils import check_scalar
 
-from sklearn_gradhess.metrics import gradient_adversarial_risk, make_adversarial_scorer
+from sklearn_gradhess._risk import norm_order
+from sklearn_gradhess.metrics import (
+    certified_radius,
+    gradient_adversarial_risk,
+    make_adversarial_scorer,
+)
 from sklearn_gradhess.plotting._inputs import as_increasing, by_name
-from sklearn_gradhess.plotting._style import CurveDisplay, as_rows
+from sklearn_gradhess.plotting._style import CurveDisplay, as_numbers, as_rows
 
 __all__ = ["AdversarialRiskDisplay"]
 
@@ -18,16 +27,27 @@ Array = npt.NDArray[np.float64]
 
 _METRICS = {
     "mse": "Adversarial mean squared error (squared units of y)",
+    "rmse": "Adversarial root mean squared error (units of y)",
     "mae": "Adversarial mean absolute error (units of y)",
+    "r2": "Adversarial $R^2$",
+    "quantile": "Adversarial pinball loss (units of y)",
+    "poisson": "Adversarial Poisson deviance",
+    "gamma": "Adversarial gamma deviance",
+    "log_loss": "Adversarial log loss",
+    "roc_auc": "Adversarial area under the ROC curve",
     "accuracy": "Adversarial accuracy (share of rows)",
+    "certified": "Share of rows whose class no attack changes",
+    "certified right": "Share of rows that no attack makes wrong",
 }
+_SCORES = ("r2", "roc_auc", "accuracy")
+_REMARK = "best constant prediction: past it a model is worse than none"
 
 
 class AdversarialRiskDisplay(CurveDisplay):
     """Risk of one or several models against the radius of an attack.
 
-    Make it with `from_estimator`, `from_estimators` or `from_gradients`, which also plot it. The
-    parameters are kept as attributes of the same names.
+    Make it with `from_estimator`, `from_estimators`, `from_certified` or `from_gradients`, which
+    also plot it. The parameters are kept as attributes of the same names.
 
     Parameters
     ----------
@@ -39,14 +59,18 @@ class AdversarialRiskDisplay(CurveDisplay):
         Limits of the value, drawn as a band; `high` may be infinite. None is no band.
     names : list of str, default=None
         Names of the curves, for the legend.
-    metric : {"mse", "mae", "accuracy"}, default="mse"
-        What the value is, for the label of its axis.
+    metric : str, default="mse"
+        What the value is, for the label of its axis: a metric of `make_adversarial_scorer`, or
+        "certified" or "certified right".
     norm : float >= 1, inf or "mahalanobis", default=2
         Norm of the attack, for the label of the other axis.
     radius_unit : str, default="units of X"
         Unit of the radius, for the same label.
     confidence_level : float, default=None
         Nominal coverage of the band, for the legend.
+    constant : float, default=None
+        The same metric of the best constant prediction, which no attack changes. Where a curve is
+        past it, a line is drawn there, with a remark. None is no such remark.
 
     Attributes
     ----------
@@ -56,6 +80,8 @@ class AdversarialRiskDisplay(CurveDisplay):
         The first of them, for displays of one curve.
     bands_ : list of matplotlib PolyCollection
         One for each curve, where there are limits.
+    worse_from_ : list of float
+        Radius from which on each curve is past `constant`, infinite where it nowhere is.
     ax_ : matplotlib Axes
         Axes with the curves.
     figure_ : matplotlib Figure
@@ -93,6 +119,7 @@ class AdversarialRiskDisplay(CurveDisplay):
         norm: float | str = 2,
         radius_unit: str = "units of X",
         confidence_level: float | None = None,
+        constant: float | None = None,
     ) -> None:
         self.radii = radii
         self.value = value
@@ -103,23 +130,49 @@ class AdversarialRiskDisplay(CurveDisplay):
         self.norm = norm
         self.radius_unit = radius_unit
         self.confidence_level = confidence_level
+        self.constant = constant
 
     def _curves(self) -> tuple[Sequence[Array], Sequence[Array]]:
-        value = as_rows(self.value)
-        return [self.radii] * len(value), value
+        value, radii = as_rows(self.value, "value"), as_numbers(self.radii, "radii")
+        if radii.shape != value.shape[1:]:
+            raise ValueError(
+                f"radii has shape {radii.shape}, but value has {value.shape[1]} points a curve. "
+                "Pass one radius for each point."
+            )
+        if self.metric not in _METRICS:
+            raise ValueError(f"metric must be one of {tuple(_METRICS)}, got {self.metric!r}.")
+        return [radii] * len(value), value
 
     def _limits(self) -> tuple[Any, Any, str]:
         level = self.confidence_level
+        if level is not None:
+            check_scalar(level, "confidence_level", Real)
         label = "interval" if level is None else f"{100 * level:.4g} % interval"
-        return as_rows(self.low), as_rows(self.high), label
+        return as_rows(self.low, "low"), as_rows(self.high, "high"), label
 
     def _dress(self, ax: Any) -> None:
         ax.set(xlabel=self._radius_label(), ylabel=_METRICS[self.metric])
+        self.worse_from_ = self._worse_from()
+        if self.constant is not None and np.isfinite(self.worse_from_).any():
+            _remark(ax, self.radii, float(self.constant))
+
+    def _worse_from(self) -> list[float]:
+        values = as_rows(self.value, "value")
+        if self.constant is None:
+            return [np.inf] * len(values)
+        gap = values - self.constant
+        worse = gap < 0 if self.metric in _SCORES else gap > 0
+        first = np.argmax(worse, axis=1)
+        return [
+            float(self.radii[i]) if own.any() else np.inf
+            for i, own in zip(first, worse, strict=True)
+        ]
 
     def _radius_label(self) -> str:
-        if isinstance(self.norm, str):
+        order = norm_order(self.norm)
+        if order is None:
             return "Radius of the attack (Mahalanobis distance)"
-        p = r"\infty" if np.isinf(self.norm) else f"{self.norm:g}"
+        p = r"\infty" if np.isinf(order) else f"{order:g}"
         return rf"Radius of the attack, $\ell_{{{p}}}$ norm ({self.radius_unit})"
 
     @classmethod
@@ -136,19 +189,28 @@ class AdversarialRiskDisplay(CurveDisplay):
         features: Any = None,
         bounds: Any = None,
         covariance: Any = None,
+        n_columns: int | None = None,
+        categories: Any = None,
+        integer: Any = "auto",
+        link: str = "auto",
         on_nonaffine: str = "raise",
+        quantile: float = 0.5,
+        max_queries: int = 200,
+        random_state: Any = 0,
         sample_weight: npt.ArrayLike | None = None,
         name: str | None = None,
         ax: Any = None,
         **kwargs: Any,
     ) -> Self:
-        """Plot the exact risk of a fitted model under attack.
+        """Plot the risk of a fitted model under attack.
+
+        Exact where the model is affine, or affine behind a link; the legend says what it is
+        elsewhere. A dotted line marks the best constant prediction where the risk goes past it.
 
         Parameters
         ----------
         estimator : object
-            Fitted affine regressor, or linear classifier for metric="accuracy"; whole pipelines
-            included.
+            Fitted regressor or classifier; whole pipelines included.
         X : {array-like, sparse matrix, DataFrame} of shape (n_samples, n_features)
             Rows, in raw units.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
@@ -158,8 +220,8 @@ class AdversarialRiskDisplay(CurveDisplay):
             `feature_scale`, or of X.
         norm : float >= 1, inf or "mahalanobis", default=2
             Norm of the attack.
-        metric : {"mse", "mae", "accuracy"}, default="mse"
-            Mean squared or absolute error, or accuracy.
+        metric : str, default="mse"
+            A metric of `make_adversarial_scorer`.
         feature_scale : float, dict, or array-like of shape (n_features,), default=None
             Unit of the radius in each column, by position or by name; zero freezes the column.
         features : array-like of str, int or bool, default=None
@@ -169,9 +231,20 @@ class AdversarialRiskDisplay(CurveDisplay):
             Lowest and highest value that a column may take after the attack, for norm=inf.
         covariance : array-like of shape (n_features, n_features) or estimator, default=None
             Covariance of the Mahalanobis norm, see `make_adversarial_scorer`.
-        on_nonaffine : {"raise", "linearize"}, default="raise"
+        n_columns, categories : int and list or dict, default=None
+            Most columns that move in a row, and categories that change, see
+            `make_adversarial_scorer`.
+        integer, link : str, default="auto"
+            Columns that move by whole steps, and what is affine, see `make_adversarial_scorer`.
+        on_nonaffine : {"raise", "linearize", "search"}, default="raise"
             What to do with a model that is not affine. "linearize" plots a first-order value, which
-            is no bound.
+            is no bound; "search" a lower bound of the risk.
+        quantile : float, default=0.5
+            For metric="quantile".
+        max_queries : int, default=200
+            Most predictions that a search spends on each row, for each radius.
+        random_state : int, RandomState instance or None, default=0
+            Of a search.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the rows.
         name : str, default=None
@@ -206,7 +279,14 @@ class AdversarialRiskDisplay(CurveDisplay):
             features=features,
             bounds=bounds,
             covariance=covariance,
+            n_columns=n_columns,
+            categories=categories,
+            integer=integer,
+            link=link,
             on_nonaffine=on_nonaffine,
+            quantile=quantile,
+            max_queries=max_queries,
+            random_state=random_state,
             sample_weight=sample_weight,
             ax=ax,
             **kwargs,
@@ -226,12 +306,19 @@ class AdversarialRiskDisplay(CurveDisplay):
         features: Any = None,
         bounds: Any = None,
         covariance: Any = None,
+        n_columns: int | None = None,
+        categories: Any = None,
+        integer: Any = "auto",
+        link: str = "auto",
         on_nonaffine: str = "raise",
+        quantile: float = 0.5,
+        max_queries: int = 200,
+        random_state: Any = 0,
         sample_weight: npt.ArrayLike | None = None,
         ax: Any = None,
         **kwargs: Any,
     ) -> Self:
-        """Plot the exact risks of several fitted models under the same attack.
+        """Plot the risks of several fitted models under the same attack, as `from_estimator` does.
 
         Parameters
         ----------
@@ -244,12 +331,20 @@ class AdversarialRiskDisplay(CurveDisplay):
             Radii of the attack, increasing. None is 51 radii from 0 to 1.
         norm : float >= 1, inf or "mahalanobis", default=2
             Norm of the attack.
-        metric : {"mse", "mae", "accuracy"}, default="mse"
-            Mean squared or absolute error, or accuracy.
-        feature_scale, features, bounds, covariance : object, default=None
+        metric : str, default="mse"
+            A metric of `make_adversarial_scorer`.
+        feature_scale, features, bounds, covariance, n_columns, categories : object, default=None
             What the attack may do, as in `from_estimator`.
-        on_nonaffine : {"raise", "linearize"}, default="raise"
+        integer, link : str, default="auto"
+            Columns that move by whole steps, and what is affine.
+        on_nonaffine : {"raise", "linearize", "search"}, default="raise"
             What to do with a model that is not affine.
+        quantile : float, default=0.5
+            For metric="quantile".
+        max_queries : int, default=200
+            Most predictions that a search spends on each row, for each radius.
+        random_state : int, RandomState instance or None, default=0
+            Of a search.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the rows.
         ax : matplotlib Axes, default=None
@@ -280,20 +375,118 @@ class AdversarialRiskDisplay(CurveDisplay):
             features=features,
             bounds=bounds,
             covariance=covariance,
+            n_columns=n_columns,
+            categories=categories,
+            integer=integer,
+            link=link,
             on_nonaffine=on_nonaffine,
+            quantile=quantile,
+            max_queries=max_queries,
+            random_state=random_state,
         )
-        curves = []
+        found = {}
         for name, estimator in named.items():
-            try:
-                curves.append(scorer.curve(estimator, X, y, radii, sample_weight))
-            except ValueError as error:
-                error.add_note(f"This is about the model {name!r}.")
-                raise
+            with _about(name):
+                found[name] = scorer.explain(estimator, X, y, radii, sample_weight)
+        curves = [risk.value for risk in found.values()]
         display = cls(
             radii=radii,
             value=np.array(curves if len(curves) > 1 else curves[0]),
-            names=list(named),
+            names=[_named(name, risk.kind) for name, risk in found.items()],
             metric=metric,
+            norm=norm,
+            radius_unit=_unit(feature_scale, "feature_scale"),
+            constant=_of_constant(metric, quantile, X, y, sample_weight),
+        )
+        return display.plot(ax, **kwargs)
+
+    @classmethod
+    def from_certified(
+        cls,
+        estimators: Any,
+        X: Any,
+        y: Any = None,
+        *,
+        radii: npt.ArrayLike | None = None,
+        norm: float | str = 2,
+        feature_scale: Any = None,
+        features: Any = None,
+        bounds: Any = None,
+        covariance: Any = None,
+        n_columns: int | None = None,
+        categories: Any = None,
+        integer: Any = "auto",
+        link: str = "auto",
+        ax: Any = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Plot the share of rows whose class no attack changes, against the radius.
+
+        Parameters
+        ----------
+        estimators : object, dict of str to object, or list of object
+            Fitted linear classifier, or several, as in `from_estimators`.
+        X : array-like
+            Rows, in raw units.
+        y : array-like of shape (n_samples,), default=None
+            Labels. With them rows that are classified wrong do not count: the curve is that of the
+            adversarial accuracy.
+        radii : array-like of shape (n_radii,), default=None
+            Radii of the attack, increasing. None is 201 radii from 0 to where one row in a hundred
+            is left, or all that can change have.
+        norm : float >= 1, inf or "mahalanobis", default=2
+            Norm of the attack.
+        feature_scale, features, bounds, covariance, n_columns, categories : object, default=None
+            What the attack may do, as in `from_estimator`.
+        integer, link : str, default="auto"
+            Columns that move by whole steps, and what is affine.
+        ax : matplotlib Axes, default=None
+            Axes to plot on. None makes a new figure.
+        **kwargs : dict
+            Arguments of `plot`.
+
+        Returns
+        -------
+        display : AdversarialRiskDisplay
+            The display, plotted.
+
+        Raises
+        ------
+        ValueError
+            If radii are not increasing from zero or more, or `certified_radius` refuses a model or
+            the attack.
+        TypeError
+            If `plot` would refuse an argument.
+        """
+        cls._ready("from_certified", ax, kwargs)
+        named = by_name([estimators] if hasattr(estimators, "predict") else estimators)
+        found = {}
+        for name, estimator in named.items():
+            with _about(name):
+                found[name] = certified_radius(
+                    estimator,
+                    X,
+                    y,
+                    norm=norm,
+                    scale=feature_scale,
+                    covariance=covariance,
+                    features=features,
+                    bounds=bounds,
+                    n_columns=n_columns,
+                    integer=integer,
+                    categories=categories,
+                    link=link,
+                )
+        if radii is None:
+            every = [np.quantile(np.append(r[np.isfinite(r)], 0.0), 0.99) for r in found.values()]
+            radii = np.linspace(0.0, float(max(every)) or 1.0, 201)
+        radii = _checked_radii(radii)
+        shares = [np.mean(certified[:, None] > radii, axis=0) for certified in found.values()]
+        display = cls(
+            radii=radii,
+            value=np.array(shares if len(shares) > 1 else shares[0]),
+            names=list(named),
+            metric="certified" if y is None else "certified right",
             norm=norm,
             radius_unit=_unit(feature_scale, "feature_scale"),
         )
@@ -313,6 +506,8 @@ class AdversarialRiskDisplay(CurveDisplay):
         noise_variance: float | None = None,
         confidence_level: float = 0.95,
         has_intercept: bool = False,
+        intercept_position: str = "first",
+        gradient_scale: float = 1.0,
         scale: npt.ArrayLike | None = None,
         covariance: Any = None,
         name: str | None = None,
@@ -342,7 +537,12 @@ class AdversarialRiskDisplay(CurveDisplay):
         confidence_level : float, default=0.95
             Nominal coverage of the band, over all radii at once.
         has_intercept : bool, default=False
-            Whether column 0 is the gradient of the intercept.
+            Whether one column is the gradient of the intercept.
+        intercept_position : {"first", "last"}, default="first"
+            Which column that is.
+        gradient_scale : float, default=1.0
+            Factor between these gradients and those of the mean half loss, see
+            `gradient_adversarial_risk`.
         scale, covariance : array-like, default=None
             Budgets of the features, or covariance of the Mahalanobis norm, see `dual_norm`.
         name : str, default=None
@@ -377,6 +577,8 @@ class AdversarialRiskDisplay(CurveDisplay):
             noise_variance=noise_variance,
             confidence_level=confidence_level,
             has_intercept=has_intercept,
+            intercept_position=intercept_position,
+            gradient_scale=gradient_scale,
             scale=scale,
             covariance=covariance,
         )
@@ -393,11 +595,45 @@ class AdversarialRiskDisplay(CurveDisplay):
         return display.plot(ax, **kwargs)
 
     def __repr__(self) -> str:
-        curves, r = np.atleast_2d(self.value), np.asarray(self.radii)
+        (r, *_), curves = self._curves()
         return (
             f"<AdversarialRiskDisplay of {self.metric}: {self._described(len(curves))} "
             f"at {len(r)} radii from {r[0]:g} to {r[-1]:g}>"
         )
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        error.add_note(f"This is about the model {name!r}.")
+        raise
+
+
+def _remark(ax: Any, radii: Array, constant: float) -> None:
+    """Draw the best constant prediction once, with a remark; neither is a curve of the legend."""
+    there = [text.get_position()[1] for text in ax.texts if text.get_text() == _REMARK]
+    if constant not in there:
+        ax.hlines(constant, radii[0], radii[-1], colors="0.4", linewidth=1.0, linestyles=":")
+        ax.text(radii[0], constant, _REMARK, fontsize="x-small", color="0.3", va="bottom")
+
+
+def _named(name: str, kind: str) -> str:
+    return name if kind == "exact" else f"{name} ({kind})"
+
+
+def _of_constant(metric: str, quantile: float, X: Any, y: Any, sample_weight: Any) -> float:
+    """Metric of the best constant prediction."""
+    kind: Any = DummyClassifier(strategy="prior")
+    if metric not in ("accuracy", "roc_auc", "log_loss"):
+        strategy = {"mae": "median", "quantile": "quantile"}.get(metric, "mean")
+        kind = DummyRegressor(strategy=strategy, quantile=quantile)
+    constant = kind.fit(X, y, sample_weight)
+    scorer = make_adversarial_scorer(
+        0.0, metric=metric, quantile=quantile, on_nonaffine="search", max_queries=1
+    )
+    return float(scorer.curve(constant, X, y, 0.0, sample_weight))
 
 
 def _checked_radii(radii: npt.ArrayLike | None) -> Array:

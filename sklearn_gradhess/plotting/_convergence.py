@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess._sgd import PreconditionedSGD
 from sklearn_gradhess.plotting._inputs import by_name, called, last_step
-from sklearn_gradhess.plotting._style import CurveDisplay
+from sklearn_gradhess.plotting._style import CurveDisplay, as_curves, as_numbers
 
 __all__ = ["ConvergenceDisplay"]
 
@@ -76,8 +76,8 @@ class ConvergenceDisplay(CurveDisplay):
 
     Notes
     -----
-    The history has one point a round. Small data are solved at once, by a single Newton step on all
-    rows: their curve is one point.
+    The history has one point a round. Least squares are solved at once, with the Hessian of all
+    rows or a sketch of it: their curve is one point, unless mini-batch steps are asked for.
 
     References
     ----------
@@ -88,8 +88,8 @@ class ConvergenceDisplay(CurveDisplay):
     >>> from sklearn_gradhess import PreconditionedSGDRegressor
     >>> from sklearn_gradhess.datasets import make_hessian_regression
     >>> from sklearn_gradhess.plotting import ConvergenceDisplay
-    >>> data = make_hessian_regression(60_000, 50, condition_number=1e4, random_state=0)
-    >>> model = PreconditionedSGDRegressor(random_state=0).fit(data.data, data.target)
+    >>> data = make_hessian_regression(6_000, 5, condition_number=1e4, random_state=0)
+    >>> model = PreconditionedSGDRegressor("huber", random_state=0).fit(data.data, data.target)
     >>> len(model.history_) > 1
     True
     >>> display = ConvergenceDisplay.from_estimator(model)  # doctest: +SKIP
@@ -122,8 +122,7 @@ class ConvergenceDisplay(CurveDisplay):
         self.thresholds = thresholds
 
     def _curves(self) -> tuple[Sequence[Array], Sequence[Array]]:
-        x = [np.asarray(curve, dtype=np.float64) for curve in self.x]
-        y = [np.asarray(curve, dtype=np.float64) for curve in self.y]
+        x, y = as_curves(self.x, "x"), as_curves(self.y, "y")
         sizes = [curve.shape for curve in x], [curve.shape for curve in y]
         if sizes[0] != sizes[1] or not x or any(len(shape) != 1 for shape in sizes[0]):
             raise ValueError(
@@ -137,6 +136,9 @@ class ConvergenceDisplay(CurveDisplay):
 
     def _dress(self, ax: Any) -> None:
         thresholds = self._each(self.thresholds, "thresholds", len(self.lines_))
+        for i, threshold in enumerate(thresholds):
+            if threshold is not None and as_numbers(threshold, f"thresholds[{i}]").ndim:
+                raise ValueError(f"thresholds[{i}] must be a number or None, got {threshold!r}.")
         shown = [(float(t),) if t is not None and t > 0 else () for t in thresholds]
         self._refer(ax, "horizontal", shown, "stopping threshold (tol)", linestyle=":")
         ax.set(

@@ -12,7 +12,6 @@ from scipy.linalg import eigh
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess.covariance import GradientCovarianceEstimator
-from sklearn_gradhess.diagnostics import nuisance
 from sklearn_gradhess.plotting._inputs import (
     as_covariance,
     by_name,
@@ -20,7 +19,7 @@ from sklearn_gradhess.plotting._inputs import (
     eigenvalues,
     last_step,
 )
-from sklearn_gradhess.plotting._style import CurveDisplay
+from sklearn_gradhess.plotting._style import CurveDisplay, as_curves, as_numbers
 
 __all__ = ["HessianSpectrumDisplay"]
 
@@ -125,8 +124,8 @@ class HessianSpectrumDisplay(CurveDisplay):
         self.relative = relative
 
     def _curves(self) -> tuple[Sequence[Array], Sequence[Array]]:
-        curves = [np.asarray(values, dtype=np.float64) for values in self.eigenvalues]
-        if not curves or any(curve.ndim != 1 for curve in curves):
+        curves = as_curves(self.eigenvalues, "eigenvalues")
+        if not curves or any(curve.ndim != 1 or not len(curve) for curve in curves):
             raise ValueError(
                 f"eigenvalues has curves of shapes {[curve.shape for curve in curves]}: pass a "
                 "list of one-dimensional arrays, [values] for one curve."
@@ -140,6 +139,9 @@ class HessianSpectrumDisplay(CurveDisplay):
         from matplotlib.ticker import MaxNLocator
 
         limits = self._each(self.limits, "limits", len(self.lines_))
+        for i, pair in enumerate(limits):
+            if pair is not None and as_numbers(pair, f"limits[{i}]").shape != (2,):
+                raise ValueError(f"limits[{i}] must be a pair of numbers or None, got {pair!r}.")
         pairs = [() if pair is None else tuple(map(float, pair)) for pair in limits]
         label = "limits, inverse Marchenko-Pastur law"
         self._refer(ax, "horizontal", pairs, label, linestyle=":")
@@ -367,24 +369,26 @@ class _Spread:
 
 
 def _spread(estimator: Any) -> _Spread | None:
-    calibrated = isinstance(estimator, GradientCovarianceEstimator) and estimator.noise != "none"
-    if not calibrated or estimator.shrinkage_:
+    if not isinstance(estimator, GradientCovarianceEstimator):
         return None
-    d, k = estimator.n_features_in_, estimator._n_effective
+    fitted = estimator.fitted_
+    if fitted.noise == "none" or fitted.shrinkage:
+        return None
+    d, k = fitted.n_features, fitted.n_effective
     if k <= d + 1:
         return None
     c = d / k
     low, high = (1 - np.sqrt(c)) ** 2, (1 + np.sqrt(c)) ** 2
     law = (1 - c) / high, (1 - c) / low
-    if estimator.noise == "single":
-        least, greatest = nuisance(estimator)
-        lightest, heaviest = estimator._scale_limits
+    if fitted.noise == "single":
+        least, greatest = fitted.nuisance
+        lightest, heaviest = fitted.scale_limits
         if not (greatest < np.inf and heaviest < np.inf):
             return None
-        if estimator.correction_ == "none":
+        if fitted.correction == "none":
             low, high = low * (1 + least), high * (1 + greatest)
         else:  # removed with the fluctuations of what it was seen in, at a scale of its own error
-            c *= (1 + 6 / estimator._settled.rows) * ((1 + greatest) / (1 + least)) ** 2
+            c *= (1 + 6 / fitted.settled.rows) * ((1 + greatest) / (1 + least)) ** 2
             low = max(1 - np.sqrt(c), 0.0) ** 2 / heaviest
             high = (1 + np.sqrt(c)) ** 2 / lightest
     return _Spread(low, high, (k - d - 1) / k, law)

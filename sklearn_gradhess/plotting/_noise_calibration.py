@@ -17,7 +17,7 @@ from sklearn_gradhess.diagnostics import expected_relative_error
 from sklearn_gradhess.exceptions import CalibrationWarning
 from sklearn_gradhess.noise import as_generator
 from sklearn_gradhess.plotting._inputs import as_covariance, as_increasing, by_name, eigenvalues
-from sklearn_gradhess.plotting._style import CurveDisplay, as_rows, curves_of
+from sklearn_gradhess.plotting._style import CurveDisplay, as_numbers, as_rows, curves_of
 
 __all__ = ["NoiseCalibrationDisplay"]
 
@@ -117,32 +117,50 @@ class NoiseCalibrationDisplay(CurveDisplay):
         self.n_repeats = n_repeats
 
     def _curves(self) -> tuple[Sequence[Array], Sequence[Array]]:
-        error = as_rows(self.error)
-        variance = np.broadcast_to(np.asarray(self.variance, dtype=np.float64), error.shape)
-        return list(variance / self._unit().reshape(-1, 1)), error
+        error, variance = as_rows(self.error, "error"), as_rows(self.variance, "variance")
+        if variance.shape not in (error.shape, (1, *error.shape[1:])):
+            raise ValueError(
+                f"variance has shape {np.shape(self.variance)}, error {np.shape(self.error)}: pass "
+                "one variance for each point, the same for all curves or a row for each."
+            )
+        return list(variance / self._unit(len(error))[:, None]), error
 
-    def _unit(self) -> Array:
-        return np.asarray(1.0 if self.batch_size is None else self.batch_size, dtype=np.float64)
+    def _unit(self, n_curves: int) -> Array:
+        unit = self._for_each(
+            1.0 if self.batch_size is None else self.batch_size, "batch_size", n_curves
+        )
+        if not np.all(unit > 0):
+            raise ValueError(f"batch_size must be > 0, got {self.batch_size!r}.")
+        return unit
 
     def _limits(self) -> tuple[Any, Any, str]:
         repeats = "the repeats" if self.n_repeats is None else f"{self.n_repeats} repeats"
-        return as_rows(self.low), as_rows(self.high), f"range of {repeats}"
+        return as_rows(self.low, "low"), as_rows(self.high, "high"), f"range of {repeats}"
 
     def _dress(self, ax: Any) -> None:
         self._scale(ax)
+        t = len(self.lines_)
         if self.batch_size is not None:
-            inherent = np.asarray(self.inherent_variance, dtype=np.float64)
+            inherent = self._for_each(self.inherent_variance, "inherent_variance", t)
             label = "calibrated, n less the inherent noise" if inherent.any() else "calibrated, n"
-            calibrated = self._for_each(1 - inherent / self._unit())
+            calibrated = [(float(v),) for v in 1 - inherent / self._unit(t)]
             self._refer(ax, "vertical", calibrated, label, linestyle="-")
         if self.floor is not None:
             label = "expected sampling error"
-            self._refer(ax, "horizontal", self._for_each(self.floor), label, linestyle=":")
+            floors = [(float(v),) for v in self._for_each(self.floor, "floor", t)]
+            self._refer(ax, "horizontal", floors, label, linestyle=":")
         unit = "" if self.batch_size is None else " / batch size n"
         ax.set(xlabel=f"Injected noise variance{unit}", ylabel="Relative error, operator norm")
 
-    def _for_each(self, values: Any) -> list[tuple[float]]:
-        return [(float(v),) for v in np.broadcast_to(values, len(self.lines_))]
+    @staticmethod
+    def _for_each(values: Any, name: str, n_curves: int) -> Array:
+        found = as_numbers(values, name)
+        if found.shape not in ((), (1,), (n_curves,)):
+            raise ValueError(
+                f"{name} has shape {found.shape} for {n_curves} curve(s): pass one number for all, "
+                "or one for each."
+            )
+        return np.broadcast_to(found, n_curves)
 
     @staticmethod
     def _scale(ax: Any) -> None:
@@ -351,7 +369,7 @@ class NoiseCalibrationDisplay(CurveDisplay):
         )
         size = f", batch size {' and '.join(f'{size:g}' for size in n)}" if len(n) else ""
         return (
-            f"<NoiseCalibrationDisplay of {self._described(len(as_rows(self.error)))} at "
+            f"<NoiseCalibrationDisplay of {self._described(len(as_rows(self.error, 'error')))} at "
             f"{v.shape[-1]} variances from {v.min():g} to {v.max():g}{size}>"
         )
 
@@ -371,7 +389,7 @@ def _sweep(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationWarning)  # the picture is about bad calibration
         reference = clone(plain).set_params(random_state=seeds[0]).fit(**data)
-        n, k = reference.batch_size_, reference._n_effective
+        n, k = reference.batch_size_, reference.fitted_.n_effective
         hessian = _truth(plain, data, covariance, reference.n_features_in_)
         norm = np.linalg.norm(hessian, 2)
         variances = n * _MULTIPLES if variances is None else variances

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CurveDisplay", "as_rows", "curves_of"]
+__all__ = ["CurveDisplay", "as_curves", "as_numbers", "as_rows", "curves_of"]
 
 Array = npt.NDArray[np.float64]
 # Told apart without colour: four line styles, then the same with markers
@@ -74,6 +74,8 @@ class CurveDisplay(ABC):
             limits are not as the display needs them.
         """
         plt = self._ready("plot", ax, kwargs)
+        if not (band_kwargs is None or isinstance(band_kwargs, dict)):
+            raise TypeError(f"band_kwargs must be a dict, got {type(band_kwargs).__name__}.")
         x, y = self._curves()
         labels = self._labels(names, len(y))
         low, high, band_label = self._limits()
@@ -127,10 +129,12 @@ class CurveDisplay(ABC):
     @staticmethod
     def _each(values: Any, name: str, n_curves: int) -> list[Any]:
         """List what each curve has; None is nothing for any."""
-        found = [None] * n_curves if values is None else list(values)
-        if len(found) != n_curves:
+        found = [None] * n_curves if values is None else values
+        found = list(found) if np.iterable(found) else found
+        if not isinstance(found, list) or len(found) != n_curves:
+            size = len(found) if isinstance(found, list) else f"no list of {type(found).__name__}"
             raise ValueError(
-                f"{name} has {len(found)} entries for {n_curves} curves. Pass a list of one for "
+                f"{name} has {size} entries for {n_curves} curves. Pass a list of one for "
                 "each curve, None where a curve has none."
             )
         return found
@@ -150,6 +154,8 @@ class CurveDisplay(ABC):
         names = self.names if names is None else names
         if names is None:
             return [None] * n_curves
+        if not np.iterable(names):
+            raise TypeError(f"names must be a list of str, one a curve, got {names!r}.")
         names = [names] if isinstance(names, str) else list(names)
         if len(names) != n_curves:
             raise ValueError(f"names has {len(names)} entries for {n_curves} curves: {names}.")
@@ -258,9 +264,37 @@ def curves_of(ax: Any) -> list[Any]:
     return [line for line in ax.lines if line.get_transform() is ax.transData]
 
 
-def as_rows(values: Any) -> Any:
-    """Make one curve the only row of several; None stays None."""
-    return None if values is None else np.atleast_2d(np.asarray(values, dtype=np.float64))
+def as_rows(values: Any, name: str) -> Any:
+    """Make one curve the only row of several of as many points; None stays None."""
+    if values is None:
+        return None
+    rows = np.atleast_2d(as_numbers(values, name))
+    if np.ndim(values) == 0 or rows.ndim != 2 or not rows.size:
+        raise ValueError(
+            f"{name} has shape {np.shape(values)}. Pass one number for each point of a curve, or "
+            "one row of them for each of several curves."
+        )
+    return rows
+
+
+def as_curves(values: Any, name: str) -> list[Array]:
+    """List the curves, each of a length of its own."""
+    if isinstance(values, str) or not np.iterable(values):
+        raise ValueError(
+            f"{name} must be a list of one-dimensional arrays, [values] for one curve, got "
+            f"{values!r}."
+        )
+    return [as_numbers(curve, f"{name}[{i}]") for i, curve in enumerate(values)]
+
+
+def as_numbers(values: Any, name: str) -> Array:
+    """Array of floats."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must hold numbers alone, in rows of one length: {error}."
+        ) from error
 
 
 def _place(ax: Any, labels: list[str]) -> dict[str, Any]:

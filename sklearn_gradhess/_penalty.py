@@ -1,0 +1,89 @@
+"""The ridge of each coefficient, for rows of which more may come."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+__all__ = ["Penalty", "Spread"]
+
+Array = npt.NDArray[np.float64]
+
+
+class Spread(NamedTuple):
+    """Weighted mean and scatter of each feature of the rows so far; a value, never changed.
+
+    Attributes
+    ----------
+    weight : float
+        Sum of the weights.
+    mean, scatter : ndarray of shape (d,)
+        Mean, and weighted sum of squared distances from it.
+    """
+
+    weight: float
+    mean: Array
+    scatter: Array
+
+    @classmethod
+    def empty(cls, d: int) -> "Spread":
+        """Return that of no rows."""
+        return cls(0.0, np.zeros(d), np.zeros(d))
+
+    def plus(self, X: Any, weight: Array) -> "Spread":
+        """Return that of more rows too."""
+        total = float(weight.sum())
+        if not total:
+            return self
+        if sparse.issparse(X):
+            X = X.astype(np.float64)
+            mean = np.asarray(X.T @ weight).ravel() / total
+            scatter = np.asarray(X.power(2).T @ weight).ravel() - total * mean**2
+        else:
+            mean = weight @ X / total
+            distance = X - mean
+            scatter = np.einsum("i,ij,ij->j", weight, distance, distance)
+        return self.merge(Spread(total, mean, np.maximum(scatter, 0.0)))
+
+    def merge(self, other: "Spread") -> "Spread":
+        """Return that of the rows of both."""
+        total = self.weight + other.weight
+        if not total:
+            return self
+        apart = other.mean - self.mean
+        return Spread(
+            total,
+            self.mean + (other.weight / total) * apart,
+            self.scatter + other.scatter + self.weight * (other.weight / total) * apart**2,
+        )
+
+    @property
+    def variance(self) -> Array:
+        """Variance of each feature."""
+        return self.scatter / self.weight if self.weight else np.zeros_like(self.scatter)
+
+
+class Penalty(NamedTuple):
+    """``alpha/2 sum_j unit_j coef_j^2`` beside the mean loss.
+
+    Attributes
+    ----------
+    alpha : float or "auto"
+        Its weight; "auto" is one over the sum of the weights, a penalty of one on the sum.
+    units : {"std", "raw"}
+        Whether coefficients are penalised per standard deviation of their features.
+    """
+
+    alpha: Any = 0.0
+    units: str = "std"
+
+    def of_mean(self, weight: float) -> float:
+        """Weight of the penalty beside the mean loss of rows of this total weight."""
+        return 1 / weight if isinstance(self.alpha, str) else float(self.alpha)
+
+    def ridge(self, weight: float, spread: Spread, unit: float = 1.0) -> Array:
+        """Ridge of each coefficient beside the sum of losses, weights in this unit."""
+        total = self.of_mean(weight * unit) * weight
+        per = spread.variance if self.units == "std" else np.ones_like(spread.mean)
+        return total * per

@@ -1,0 +1,315 @@
+"""A penalty without units: fits against scikit-learn's on standardised features."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+from scipy import sparse
+from scipy.special import expit
+from sklearn.base import clone
+from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
+from sklearn_gradhess._penalty import Penalty, Spread
+from tests import plans
+
+Regressor, Classifier = PreconditionedSGDRegressor, PreconditionedSGDClassifier
+NAMES = ("squared_error", "huber", "poisson", "log_loss", "multinomial")
+
+
+def made(name, **params):
+    if name in ("log_loss", "multinomial"):
+        return Classifier(random_state=0, tol=1e-6, **params)
+    return Regressor(name, random_state=0, tol=1e-6, **params)
+
+
+def data_of(name, rng, n=600):
+    X = rng.standard_normal((n, 4)) @ rng.standard_normal((4, 4)) * [1e-3, 1, 1e4, 7] + [
+        0,
+        1,
+        1e5,
+        3,
+    ]
+    raw = StandardScaler().fit_transform(X) @ [0.4, -0.3, 0.2, 0.3]
+    if name == "poisson":
+        return X, rng.poisson(np.exp(raw)).astype(float)
+    if name == "log_loss":
+        return X, (rng.random(n) < expit(raw)).astype(int)
+    if name == "multinomial":
+        return X, (raw[:, None] * [0, 1, -1] + rng.gumbel(size=(n, 3))).argmax(axis=1)
+    return X, raw + rng.standard_normal(n)
+
+
+def raw_predictions(model, X):
+    return model.decision_function(X) if hasattr(model, "classes_") else model.predict(X)
+
+
+@pytest.mark.parametrize("how", [plans.exact, plans.sketched, plans.mini_batches])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fit_is_that_on_standardised_features(monkeypatch, rng, name, weighted, how):
+    plans.plan_for(monkeypatch, how)
+    X, y = data_of(name, rng)
+    weight = rng.uniform(0.5, 2, len(y)) if weighted else None
+    model = made(name, alpha=0.1).fit(X, y, weight)
+    scaler = StandardScaler().fit(X, sample_weight=weight)
+    Z = scaler.transform(X)
+    other = made(name, alpha=0.1, penalty_units="raw").fit(Z, y, weight)
+    assert_allclose(raw_predictions(model, X), raw_predictions(other, Z), atol=2e-4)
+    assert_allclose(model.coef_ * scaler.scale_, other.coef_, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stream_is_that_on_standardised_features(rng, name):
+    X, y = data_of(name, rng)
+    model = made(name, alpha=0.1)
+    for piece in np.array_split(np.arange(len(y)), 7):
+        keywords = {"classes": np.unique(y)} if hasattr(model, "class_weight") else {}
+        model.partial_fit(X[piece], y[piece], **keywords)
+    fitted = made(name, alpha=0.1).fit(X, y)
+    assert_allclose(raw_predictions(model, X), raw_predictions(fitted, X), atol=1e-3)
+
+
+@pytest.mark.parametrize("alpha", ["auto", 0.05])
+def test_a_stream_goes_on_from_a_penalised_fit(rng, alpha):
+    X, y = data_of("log_loss", rng)
+    stream = made("log_loss", alpha=alpha).fit(X[:500], y[:500]).partial_fit(X[500:], y[500:])
+    whole = made("log_loss", alpha=alpha).fit(X, y)
+    assert_allclose(raw_predictions(stream, X), raw_predictions(whole, X), atol=0.1)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 1.0])
+def test_ridge_logistic_and_poisson_of_scikit_learn_on_standardised_features(rng, alpha):
+    X, y = data_of("squared_error", rng)
+    n = len(y)
+    ridge = make_pipeline(StandardScaler(), Ridge(alpha=n * alpha)).fit(X, y)
+    assert_allclose(Regressor(alpha=alpha).fit(X, y).predict(X), ridge.predict(X), atol=1e-6)
+    X, y = data_of("log_loss", rng)
+    peer = LogisticRegression(C=1 / (n * alpha), tol=1e-10, solver="newton-cholesky")
+    peer = make_pipeline(StandardScaler(), peer).fit(X, y)
+    ours = made("log_loss", alpha=alpha).fit(X, y)
+    assert_allclose(ours.predict_proba(X), peer.predict_proba(X), atol=1e-5)
+    X, y = data_of("poisson", rng)
+    peer = PoissonRegressor(alpha=alpha, tol=1e-10, solver="newton-cholesky")
+    peer = make_pipeline(StandardScaler(), peer).fit(X, y)
+    assert_allclose(made("poisson", alpha=alpha).fit(X, y).predict(X), peer.predict(X), rtol=1e-4)
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", ["log_loss", "multinomial"])
+def test_the_default_is_logistic_regression_on_standardised_features(
+    rng, name, weighted, class_weight
+):
+    X, y = data_of(name, rng)
+    # scikit-learn 1.9 balances by sample weights too, before it did not
+    weight = rng.uniform(0.5, 2, len(y)) if weighted and not class_weight else None
+    ours = Classifier(tol=1e-6, class_weight=class_weight, random_state=0).fit(X, y, weight)
+    # Class weights count in the standard deviations too: they are weights of rows
+    rows = np.ones(len(y)) if weight is None else weight
+    if class_weight:
+        counts = np.bincount(y)
+        rows = rows * len(y) / (len(counts) * counts[y])
+    Z = StandardScaler().fit(X, sample_weight=rows).transform(X)
+    peer = LogisticRegression(tol=1e-10, max_iter=1000, class_weight=class_weight)
+    peer.fit(Z, y, sample_weight=weight)
+    assert_allclose(ours.predict_proba(X), peer.predict_proba(Z), atol=1e-4)
+
+
+@pytest.mark.parametrize("cls", [Regressor, Classifier])
+def test_sparse_is_dense_and_nothing_is_centred(rng, cls):
+    X = rng.standard_normal((500, 6)) * (rng.random((500, 6)) < 0.3) * np.geomspace(1e-3, 1e3, 6)
+    y = X @ np.geomspace(1e3, 1e-3, 6) + rng.standard_normal(500)
+    y = (y > 0).astype(int) if cls is Classifier else y
+    dense = cls(alpha=0.05, random_state=0).fit(X, y)
+    for container in (sparse.csr_array, sparse.csc_array):
+        model = cls(alpha=0.05, random_state=0).fit(container(X), y)
+        assert_allclose(raw_predictions(model, X), raw_predictions(dense, X), atol=1e-6)
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 2**16),
+    exponents=st.lists(st.floats(-9, 9), min_size=4, max_size=4),
+    shifts=st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=4),
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_units_and_shifts_of_features_change_nothing(name, seed, exponents, shifts):
+    rng = np.random.default_rng(seed)
+    Z = rng.standard_normal((120, 4))
+    raw = Z @ [0.4, -0.3, 0.2, 0.3]
+    y = {
+        "poisson": lambda: rng.poisson(np.exp(raw)).astype(float),
+        "log_loss": lambda: (rng.random(120) < expit(raw)).astype(int),
+        "multinomial": lambda: np.arange(120) % 3,
+    }.get(name, lambda: raw + rng.standard_normal(120))()
+    X = (Z + shifts) * 10.0 ** np.array(exponents)
+    first, second = made(name, alpha=0.02).fit(Z, y), made(name, alpha=0.02).fit(X, y)
+    a, b = raw_predictions(first, Z), raw_predictions(second, X)
+    assert_allclose(a, b, atol=1e-5 * (1 + np.abs(a).max()))
+
+
+def test_without_an_intercept_coefficients_are_penalised_per_standard_deviation_too(rng):
+    X, y = data_of("squared_error", rng)
+    model = Regressor(alpha=0.1, fit_intercept=False).fit(X, y)
+    sd = X.std(axis=0)
+    ridge = Ridge(alpha=0.1 * len(y), fit_intercept=False).fit(X / sd, y)
+    assert_allclose(model.predict(X), ridge.predict(X / sd), atol=1e-5)
+
+
+def test_a_constant_feature_has_no_coefficient(rng):
+    X, y = data_of("squared_error", rng)
+    X = np.column_stack([X, np.full(len(y), 0.1)])
+    model = Regressor(alpha=0.1).fit(X, y)
+    assert abs(model.coef_[-1]) < 1e-6
+    without = Regressor(alpha=0.1).fit(X[:, :4], y)
+    assert_allclose(model.predict(X), without.predict(X[:, :4]), atol=1e-6)
+
+
+def test_raw_penalties_are_those_of_scikit_learn(rng):
+    X, y = rng.standard_normal((200, 3)) * [1, 10, 0.1], rng.standard_normal(200)
+    model = Regressor(alpha=0.3, penalty_units="raw").fit(X, y)
+    assert_allclose(model.coef_, Ridge(alpha=60).fit(X, y).coef_, rtol=1e-8)
+
+
+@pytest.mark.parametrize("container", [np.asarray, sparse.csr_array])
+def test_the_spread_of_chunks_is_the_variance_of_all(rng, container):
+    X, weight = rng.standard_normal((90, 3)) + np.array([0, 10, 100]), rng.uniform(size=90)
+    spread = Spread.empty(3)
+    for piece in np.array_split(np.arange(90), 5):
+        spread = spread.plus(container(X[piece]), weight[piece])
+    mean = np.average(X, axis=0, weights=weight)
+    assert_allclose(spread.mean, mean)
+    assert_allclose(spread.variance, np.average((X - mean) ** 2, axis=0, weights=weight), rtol=1e-9)
+    assert spread.plus(container(X), np.zeros(90)) is spread
+    assert_allclose(Spread.empty(3).variance, 0)
+
+
+def test_penalties_of_a_mean_and_of_a_sum_agree(rng):
+    spread = Spread.empty(2).plus(rng.standard_normal((50, 2)) * [1, 3], np.full(50, 2.0))
+    for alpha, mean in ((0.3, 0.3), ("auto", 1 / 100)):
+        penalty = Penalty(alpha, "std")
+        assert penalty.of_mean(100.0) == pytest.approx(mean)
+        assert_allclose(penalty.ridge(100.0, spread), mean * 100 * spread.variance)
+        assert_allclose(Penalty(alpha, "raw").ridge(100.0, spread), mean * 100)
+
+
+# --- what the Hessian tells
+
+
+def with_ones(X):
+    return np.column_stack([np.ones(len(X)), X])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_standard_errors_of_least_squares_are_the_textbook_s(rng, weighted):
+    X, y = data_of("squared_error", rng)
+    repeats = rng.integers(1, 4, len(y)) if weighted else np.ones(len(y), dtype=int)
+    model = Regressor().fit(X, y, repeats.astype(float) if weighted else None)
+    Z, t = with_ones(np.repeat(X, repeats, axis=0)), np.repeat(y, repeats)
+    # In units in which the normal equations keep their digits
+    scale = np.r_[1, X.std(axis=0)]
+    A = np.column_stack([Z[:, 0], (Z[:, 1:] - X.mean(axis=0))]) / scale
+    residual = t - A @ np.linalg.lstsq(A, t, rcond=None)[0]
+    s2 = residual @ residual / (len(t) - 5)
+    covariance = s2 * np.linalg.inv(A.T @ A)
+    assert_allclose(
+        model.coef_standard_error_, np.sqrt(np.diag(covariance))[1:] / scale[1:], rtol=1e-6
+    )
+    to_zero = np.r_[1, -X.mean(axis=0) / scale[1:]]
+    assert_allclose(
+        model.intercept_standard_error_, np.sqrt(to_zero @ covariance @ to_zero), rtol=1e-6
+    )
+    assert model.rank_ == 4
+    assert model.df_ == pytest.approx(5)
+
+
+@pytest.mark.parametrize("name", ["log_loss", "poisson"])
+def test_standard_errors_of_glms_are_those_of_the_fisher_information(rng, name):
+    X, y = data_of(name, rng, 2000)
+    model = made(name, alpha=0.0).fit(X, y)
+    mean = model.predict_proba(X)[:, 1] if name == "log_loss" else model.predict(X)
+    v = mean * (1 - mean) if name == "log_loss" else mean
+    scale = X.std(axis=0)
+    A = with_ones((X - X.mean(axis=0)) / scale)
+    dispersion = 1.0
+    if name == "poisson":
+        dispersion = np.sum((y - mean) ** 2) / v.sum() * len(y) / (len(y) - 5)
+    covariance = dispersion * np.linalg.inv(A.T @ (v[:, None] * A))
+    expected = np.sqrt(np.diag(covariance))[1:] / scale
+    # The Hessian was made within two hundredths of the curvature at the end
+    assert_allclose(model.coef_standard_error_.ravel(), expected, rtol=0.02)
+
+
+def test_standard_errors_by_a_sketch_have_its_error(monkeypatch, rng):
+    plans.plan_for(monkeypatch, plans.sketched)
+    X = rng.standard_normal((20_000, 4))
+    y = X.sum(axis=1) + rng.standard_normal(20_000)
+    model = Regressor(random_state=0).fit(X, y)
+    expected = 1 / np.sqrt(20_000)
+    # 200 batches: a relative error of 1/sqrt(2 k) = .05, and four coefficients
+    assert_allclose(model.coef_standard_error_, expected, rtol=4 * 0.05)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 10.0])
+def test_degrees_of_freedom_are_the_trace_of_the_smoother(rng, alpha):
+    X, y = data_of("squared_error", rng)
+    model = Regressor(alpha=alpha).fit(X, y)
+    Z = StandardScaler().fit_transform(X)
+    H = Z.T @ Z / len(y)
+    assert model.df_ == pytest.approx(1 + np.trace(np.linalg.solve(H + alpha * np.eye(4), H)))
+
+
+def test_penalised_standard_errors_are_those_of_the_estimator(rng):
+    X = rng.standard_normal((300, 3)) * [1, 10, 100]
+    beta, alpha = np.array([1.0, 0.1, 0.01]), 0.2
+    model, found = Regressor(alpha=alpha), []
+    for _ in range(400):
+        y = X @ beta + rng.standard_normal(300)
+        found.append(model.fit(X, y).coef_)
+    # The standard deviation of 400 draws is known to 1/sqrt(800) = 3.5 %
+    assert_allclose(model.coef_standard_error_, np.std(found, axis=0), rtol=5 * 0.035 + 0.05)
+
+
+def test_several_targets_have_standard_errors_of_their_own(rng):
+    X = rng.standard_normal((500, 3))
+    Y = X @ rng.standard_normal((3, 2)) + rng.standard_normal((500, 2)) * [1, 10]
+    model = Regressor().fit(X, Y)
+    single = [Regressor().fit(X, y) for y in Y.T]
+    assert_allclose(model.coef_standard_error_, [m.coef_standard_error_ for m in single], rtol=1e-6)
+    assert_allclose(
+        model.intercept_standard_error_, [m.intercept_standard_error_ for m in single], rtol=1e-6
+    )
+
+
+def test_undetermined_directions_are_told_by_the_rank_in_silence(rng):
+    levels = np.eye(5)[rng.integers(5, size=300)]
+    y = levels @ np.arange(5.0) + rng.standard_normal(300)
+    model = Regressor().fit(levels, y)  # warnings are errors
+    assert model.rank_ == 4
+    assert model.df_ == pytest.approx(5)
+    assert_allclose(model.predict(levels), LinearRegression().fit(levels, y).predict(levels))
+    assert np.isfinite(model.coef_standard_error_).all()
+
+
+def test_classes_that_are_coupled_have_no_standard_errors_here(rng):
+    X, y = data_of("multinomial", rng)
+    model = Classifier(random_state=0).fit(X, y)
+    assert np.isnan(model.coef_standard_error_).all()
+    assert model.coef_standard_error_.shape == model.coef_.shape
+    assert np.isnan(model.intercept_standard_error_).all()
+    assert 0 < model.df_ <= 2 * 5
+
+
+@pytest.mark.parametrize("name", ["df_", "coef_standard_error_", "intercept_standard_error_"])
+def test_a_stream_has_none_of_them(rng, name):
+    X, y = data_of("squared_error", rng)
+    model = Regressor().fit(X, y)
+    assert np.all(np.isfinite(getattr(model, name)))
+    model.partial_fit(X, y)
+    with pytest.raises(AttributeError, match=f"{name} is there after fit alone"):
+        getattr(model, name)
+    assert not hasattr(clone(model), name)
