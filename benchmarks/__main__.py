@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks import (
     diagnosis,
+    distributed,
     estimator,
     grid,
     memory,
@@ -31,6 +32,7 @@ MODULES = (
     grid,
     scaling,
     streams,
+    distributed,
     real_data,
     risk,
     networks,

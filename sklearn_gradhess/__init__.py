@@ -3,6 +3,7 @@
 noise          how much target noise turns the covariance of batch gradients into the Hessian
 covariance     GradientCovarianceEstimator: the Hessian from data or from gradients alone; whitening
 linear_model   regression and classification by SGD, preconditioned with that Hessian
+federated      the same of rows that stay with holders who send gradients and nothing else
 metrics        risk under attack: exact, as a scorer for searches, or from gradients alone
 plotting       displays of calibration, spectra, convergence, and risk against radius
 diagnostics    how many batches are needed, and what may be wrong with an estimate

@@ -10,8 +10,10 @@ from sklearn.utils import check_array
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_gradhess._dask import by_block
+from sklearn_gradhess._dask_covariance import log_likelihood_by_block
 from sklearn_gradhess._fitted import Fitted
-from sklearn_gradhess._validation import check_features, refuse_foreign, refuse_overflow
+from sklearn_gradhess._validation import check_features, is_dask, refuse_foreign, refuse_overflow
 from sklearn_gradhess.diagnostics import expected_error
 
 __all__ = ["FittedAttributes"]
@@ -201,6 +203,7 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             )
         return self.fitted_.newton_step(g)
 
+    @by_block
     def transform(self, X: Any) -> npt.NDArray[np.floating]:
         """Whiten: subtract `location_` and give the features the identity covariance.
 
@@ -271,10 +274,13 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             Mean log-likelihood of a row, under `location_` and `covariance_`.
         """
         check_is_fitted(self)
+        if is_dask(X_test):
+            return log_likelihood_by_block(self, X_test)
         base: Any = super()
         return float(base.score(X_test, y))
 
     @available_if(_covariance_of_features)
+    @by_block
     def mahalanobis(self, X: Any) -> npt.NDArray[np.floating]:
         """Return the squared Mahalanobis distances of rows to `location_`.
 

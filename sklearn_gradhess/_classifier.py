@@ -9,6 +9,8 @@ from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 
+from sklearn_gradhess._dask import by_block
+from sklearn_gradhess._distributed import DaskMixin
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._multinomial import MultinomialLoss
 from sklearn_gradhess._sgd import PreconditionedSGD
@@ -19,6 +21,7 @@ from sklearn_gradhess._validation import (
     _fit_context,
     check_rows,
     check_weights,
+    is_dask,
     unchanged_on_error,
     with_callbacks,
 )
@@ -29,7 +32,7 @@ __all__ = ["PreconditionedSGDClassifier"]
 Array = npt.NDArray[np.float64]
 
 
-class PreconditionedSGDClassifier(ClassifierMixin, PreconditionedSGD):
+class PreconditionedSGDClassifier(DaskMixin, ClassifierMixin, PreconditionedSGD):
     """Logistic regression by gradient descent that needs no learning rate and no scaling.
 
     Two classes, or more with scikit-learn's symmetric parametrisation. Without a penalty, separable
@@ -109,6 +112,8 @@ GradientCovarianceEstimator, default="auto"
         Labels, sorted.
     n_iter_ : int
         Rounds.
+    n_rounds_ : int
+        Rounds of questions, after a fit to a dask collection.
     n_passes_ : float
         Passes over X, those for a preconditioner of its own making included.
     t_ : int
@@ -236,7 +241,7 @@ GradientCovarianceEstimator, default="auto"
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        X : {array-like, sparse matrix, dask collection} of shape (n_samples, n_features)
             Features; CSC is converted to CSR, nothing else is copied.
         y : array-like of shape (n_samples,)
             Labels.
@@ -259,6 +264,8 @@ GradientCovarianceEstimator, default="auto"
             fewer than two classes have a positive weight.
         """
         with unchanged_on_error(self):
+            if is_dask(X):
+                return self._fit_blocks(X, y, sample_weight, coef_init, intercept_init)
             X, y, sample_weight = self._validate(X, y, sample_weight, reset=True)
             self.classes_ = np.unique(y)
             weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
@@ -360,6 +367,7 @@ GradientCovarianceEstimator, default="auto"
         raw = self._raw_prediction(X)
         return raw[:, 0] if raw.shape[1] == 1 else raw
 
+    @by_block
     def predict(self, X: Any) -> npt.NDArray[Any]:
         """Predict class labels.
 
@@ -377,6 +385,7 @@ GradientCovarianceEstimator, default="auto"
         best = (raw > 0).astype(np.intp) if raw.ndim == 1 else raw.argmax(axis=1)
         return self.classes_[best]
 
+    @by_block
     def predict_proba(self, X: Any) -> npt.NDArray[np.floating]:
         """Probabilities of the classes.
 
@@ -395,6 +404,7 @@ GradientCovarianceEstimator, default="auto"
             return np.column_stack([expit(-raw), expit(raw)])
         return softmax(raw, axis=1)
 
+    @by_block
     def predict_log_proba(self, X: Any) -> npt.NDArray[np.floating]:
         """Logarithms of the probabilities of the classes.
 

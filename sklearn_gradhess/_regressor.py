@@ -8,6 +8,8 @@ import numpy.typing as npt
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.metrics import d2_tweedie_score
 
+from sklearn_gradhess._dask import by_block
+from sklearn_gradhess._distributed import DaskMixin
 from sklearn_gradhess._losses import Loss, make_loss
 from sklearn_gradhess._sgd import PreconditionedSGD
 from sklearn_gradhess._validation import (
@@ -16,6 +18,7 @@ from sklearn_gradhess._validation import (
     _fit_context,
     check_rows,
     check_weights,
+    is_dask,
     unchanged_on_error,
     with_callbacks,
 )
@@ -25,7 +28,7 @@ __all__ = ["PreconditionedSGDRegressor"]
 Array = npt.NDArray[np.float64]
 
 
-class PreconditionedSGDRegressor(MultiOutputMixin, RegressorMixin, PreconditionedSGD):
+class PreconditionedSGDRegressor(DaskMixin, MultiOutputMixin, RegressorMixin, PreconditionedSGD):
     """Linear regression by gradient descent that needs no learning rate and no scaling.
 
     Takes raw features in any units and converges in as many passes at condition number 1 as at
@@ -121,6 +124,8 @@ GradientCovarianceEstimator, default="auto"
         Scale of the logistic density that "quantile" is smoothed with, in units of y.
     n_iter_ : int
         Rounds.
+    n_rounds_ : int
+        Rounds of questions, after a fit to a dask collection.
     n_passes_ : float
         Passes over X, those for a preconditioner of its own making included.
     t_ : int
@@ -274,7 +279,7 @@ GradientCovarianceEstimator, default="auto"
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        X : {array-like, sparse matrix, dask collection} of shape (n_samples, n_features)
             Features; CSC is converted to CSR, nothing else is copied.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
             Targets.
@@ -296,6 +301,8 @@ GradientCovarianceEstimator, default="auto"
             If the data are not finite or not consistent, or a target is out of range.
         """
         with unchanged_on_error(self):
+            if is_dask(X):
+                return self._fit_blocks(X, y, sample_weight, coef_init, intercept_init)
             X, Y, sample_weight, self._vector = self._validate(X, y, sample_weight, reset=True)
             start = self._start_from(coef_init, intercept_init, X.shape[1], Y.shape[1])
             return self._minimise(
@@ -375,6 +382,7 @@ GradientCovarianceEstimator, default="auto"
             return {"coef_": coef[0], "intercept_": float(intercept[0])}
         return {"coef_": coef, "intercept_": intercept}
 
+    @by_block
     def predict(self, X: Any) -> npt.NDArray[np.floating]:
         """Predict targets.
 
@@ -409,6 +417,8 @@ GradientCovarianceEstimator, default="auto"
             (`sklearn.metrics.d2_tweedie_score`); R^2, that of the squares, for other losses.
         """
         power = self._make_loss().power
+        if is_dask(X):
+            return self._score_blocks(X, y, sample_weight, power)
         if power is None:
             return float(super().score(X, y, sample_weight))
         predicted = self.predict(X)

@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
 from sklearn_gradhess._fitted import OneFactor
 from sklearn_gradhess._inference import Inference, infer
@@ -105,11 +106,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         labels: Any,
     ) -> Self:
         """Minimise, telling callbacks and early stopping of each iteration; store the result."""
-        seed = self.random_state
-        if not isinstance(seed, Integral):
-            seed = as_generator(seed).integers(2**63)
-        # Data made with the same seed must not share its numbers with the solver
-        rng = np.random.default_rng([int(seed), *b"solver"])
+        rng = self._generator()
         held_out = None
         if self.early_stopping:
             X, Y, sample_weight, labels, held_out = self._hold_out(
@@ -135,6 +132,13 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self._store(solution.W, X.dtype)
         self._warn(solution, problem)
         return self
+
+    def _generator(self) -> np.random.Generator:
+        seed = self.random_state
+        if not isinstance(seed, Integral):
+            seed = as_generator(seed).integers(2**63)
+        # Data made with the same seed must not share its numbers with the solver
+        return np.random.default_rng([int(seed), *b"solver"])
 
     def _problem(
         self, X: Any, Y: Array, loss: Any, sample_weight: Array | None
@@ -357,7 +361,8 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         if not problem.loss.likelihood:
             self._dispersion = self._dispersion / free if free > 0 else np.nan
         self._keep_loss(problem.loss)
-        self.__dict__.pop("_online", None)
+        for name in ("_online", "n_rounds_"):
+            self.__dict__.pop(name, None)
 
     def _keep_loss(self, loss: Loss) -> None:
         for name in getattr(self, "_loss", loss).fitted:
@@ -504,6 +509,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             W[0] = intercept
         return W
 
+    @by_block
     def _raw_prediction(self, X: Any) -> Array:
         check_is_fitted(self)
         X = validate_data(

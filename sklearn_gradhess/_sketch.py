@@ -21,7 +21,15 @@ from sklearn_gradhess._preconditioner import Factor, gram_roots, whitening
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._validation import largest_entry
 
-__all__ = ["PROBES", "Sketched", "given_factor", "hessian_factor", "sketch_factor"]
+__all__ = [
+    "PROBES",
+    "Sketched",
+    "given_factor",
+    "hessian_factor",
+    "sketch_factor",
+    "triangles",
+    "triangles_factor",
+]
 
 Array = npt.NDArray[np.float64]
 PROBES = 16  # random directions that estimate leverages, to about a third of their size
@@ -157,6 +165,71 @@ def given_factor(factor: Array, problem: Problem, *, ratio: float) -> Factor:
     """Preconditioner of somebody else's making, in factor form."""
     T, clipped = whitening(factor, has_intercept=problem.has_intercept, alpha=problem.alpha)
     return _factor(problem, [_Solved(T, factor, clipped, None)], ratio, 1, 0)
+
+
+def triangles(
+    problem: Problem,
+    curvature: Array | None,
+    target: Array | None = None,
+    *,
+    batch_size: int,
+    rng: np.random.Generator,
+) -> tuple[Array, Array]:
+    """Triangular factors of the rows, or of their sums over batches: what a part tells of a whole.
+
+    Parameters
+    ----------
+    problem : Problem
+        Some of the rows.
+    curvature : ndarray of shape (n_samples, t) or None
+        Curvature of each row; None is one.
+    target : ndarray of shape (n_samples, t), default=None
+        Targets of a least-squares problem.
+    batch_size : int
+        Rows in a batch; one: every row, exactly.
+    rng : Generator
+        Source of signs and batches.
+
+    Returns
+    -------
+    shift : ndarray of shape (d,)
+        What was subtracted from the features.
+    factors : ndarray of shape (t, p + width, p + width)
+        R of rows (1, x - shift, q), for each column of W, or one for all.
+    """
+    shift = _shift(problem)
+    columns = _columns(problem, curvature, target)
+    if batch_size == 1:
+        made = _accumulated(problem, columns, shift, _Triangle)
+    else:
+        deal = _deal(problem.n, batch_size, rng, shuffle=True)
+        made = _take(problem, columns, shift, deal, 1)[0]
+    return shift, np.array([one.factor for one in made])
+
+
+def triangles_factor(
+    problem: Problem, shift: Array, factors: Array, *, ratio: float, batch_size: int, n_batches: int
+) -> Sketched:
+    """Hessian, and the least squares, of what `triangles` returned of all rows.
+
+    Parameters
+    ----------
+    problem : Problem
+        The objective, of as many rows as the factors are to be divided by.
+    shift, factors : ndarray
+        From `triangles`.
+    ratio : float
+        Coefficients over batches; zero where every row was one.
+    batch_size, n_batches : int
+        Rows in a batch, and batches.
+    """
+    solved = []
+    for factor in factors:
+        triangle = _Triangle(problem, len(factor) - problem.p)
+        triangle.factor = factor
+        solved.append(triangle.solved(problem, shift))
+    made = _factor(problem, solved, ratio, batch_size, n_batches)
+    return Sketched(made, _steps(solved), [], 1)
 
 
 def _factor(

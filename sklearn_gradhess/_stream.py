@@ -34,6 +34,7 @@ _REPORTS = (
     "n_passes_",
     "learning_rate_",
     "converged_",
+    "n_rounds_",
     "preconditioner_",
     "rank_",
     "_estimator",

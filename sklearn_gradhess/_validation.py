@@ -47,6 +47,7 @@ __all__ = [
     "check_target",
     "check_weights",
     "effective_n_threads",
+    "is_dask",
     "largest_entry",
     "refuse_cast",
     "refuse_foreign",
@@ -57,7 +58,8 @@ __all__ = [
 
 # Collections whose conversion to NumPy would load or move everything without being asked to.
 _FOREIGN = {
-    "dask": "call .compute() on it, or pass its blocks to partial_fit one at a time",
+    "dask": "call .compute() on it, or pass its blocks to partial_fit one at a time; fit takes it "
+    "where X is of dask too",
     "torch": "pass .detach().cpu().numpy()",
     "jax": "pass numpy.asarray(...) of it",
     "cupy": "pass .get()",
@@ -75,11 +77,16 @@ def blas_threads(n_features: int) -> Any:
     return _get_threadpool_controller().limit(limits=1, user_api="blas")
 
 
+def is_dask(array: Any) -> bool:
+    """Whether an array or data frame is a dask collection; dask itself is not imported."""
+    return type(array).__module__.partition(".")[0] in ("dask", "dask_expr")
+
+
 def refuse_foreign(**arrays: Any) -> None:
     """Raise TypeError for arrays that live elsewhere than in this process's memory."""
     for name, array in arrays.items():
         kind = type(array)
-        package = kind.__module__.partition(".")[0].removesuffix("lib")
+        package = kind.__module__.partition(".")[0].removesuffix("lib").removesuffix("_expr")
         if package in _FOREIGN:
             raise TypeError(
                 f"{name} is a {package} {kind.__name__}, but NumPy arrays, SciPy sparse arrays and "

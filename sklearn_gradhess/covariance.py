@@ -12,6 +12,7 @@ from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess._attributes import FittedAttributes
+from sklearn_gradhess._dask_covariance import see_blocks
 from sklearn_gradhess._fitted import Fitted
 from sklearn_gradhess._gradients import (
     batch_index,
@@ -37,6 +38,7 @@ from sklearn_gradhess._validation import (
     check_target,
     check_weights,
     effective_n_threads,
+    is_dask,
     refuse_overflow,
     unchanged_on_error,
 )
@@ -361,7 +363,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        X : {array-like, sparse matrix, dask collection} of shape (n_samples, n_features)
             Features; float32 and float64 are read as they are, without a copy.
         y : array-like of shape (n_samples,), default=None
             Targets. None stands for targets that `coef` and `intercept` predict exactly. The
@@ -386,11 +388,14 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
             the batch size exceeds the number of rows, or the inherent noise exceeds the total, by
             more than chance where it is estimated.
         TypeError
-            If X or y is a dask collection or a tensor.
+            If X or y is a tensor, or y of dask and X is not.
         """
         with unchanged_on_error(self):
             self.__dict__.pop("fitted_", None)
-            self._see_data(X, y, sample_weight, coef, intercept, whole=True)
+            if is_dask(X):
+                see_blocks(self, X, y, sample_weight, coef, intercept)
+            else:
+                self._see_data(X, y, sample_weight, coef, intercept, whole=True)
             self._warn_of_failures()
         return self
 

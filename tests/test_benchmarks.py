@@ -19,6 +19,7 @@ import benchmarks
 from benchmarks import (
     data,
     diagnosis,
+    distributed,
     estimator,
     grid,
     measure,
@@ -316,6 +317,19 @@ def test_estimator_peers_theme():
     assert of["EmpiricalCovariance"] == 1.0
     assert of["ours"] == pytest.approx(1.0)  # batches of one row
     assert of["ours, batch_size=16"] > 1
+
+
+def test_distributed_themes(monkeypatch):
+    rows = check(distributed.holders_rounds.run((2000, 3), (1.0, 1e8), 2), "rounds", "floors")
+    assert all(row["floors"] < 0.05 and row["rounds"] <= 12 for row in rows)
+    pytest.importorskip("dask")
+    rows = distributed.dask_rounds.run([(2000, 3)], (1.0,), 500, 1)
+    assert [row["model"] for row in rows[:3]] == ["ours", "exact Gram", "ours, in memory"]
+    assert all(row["floors"] < 0.05 for row in rows)
+    assert rows[0]["rounds"] == rows[1]["rounds"] == 1
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(report.LeftOut, match="dask is not installed"):
+        distributed.dask_rounds.run([(2000, 3)], (1.0,), 500, 1)
 
 
 def test_solver_themes():

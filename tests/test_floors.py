@@ -53,6 +53,7 @@ FLOORS = {
     "_table": 2,
     "torch._kfac": 2,
     "torch._noise": 2,
+    "_blocks": 3,
     "_categories": 3,
     "_online": 3,
     "_pooled": 3,
@@ -60,12 +61,16 @@ FLOORS = {
     "_schemes": 3,
     "torch": 3,
     "_attack": 4,
+    "_dask": 4,
     "_fitted": 4,
     "_probe": 4,
+    "_rounds": 4,
     "_solver": 4,
     "_stream": 4,
     "_affine": 5,
     "_culprit": 5,
+    "_dask_covariance": 5,
+    "_distributed": 5,
     "_scale_estimate": 5,
     "_search": 5,
     "diagnostics": 5,
@@ -76,6 +81,7 @@ FLOORS = {
     "_classification_risk": 8,
     "_regression_risk": 8,
     "_single": 8,
+    "federated": 8,
     "plotting._hessian_spectrum": 8,
     "plotting._noise_calibration": 8,
     "_scorer": 9,
@@ -90,7 +96,12 @@ FLOORS = {
     "plotting._adversarial_risk": 12,
     "plotting": 13,
 }
-OPTIONAL = {"plotting": "matplotlib", "torch": "torch", "_containers": "narwhals"}  # besides
+OPTIONAL = {
+    "plotting": "matplotlib",
+    "torch": "torch",
+    "_containers": "narwhals",
+    "_dask": "dask",
+}  # besides
 MAX_FILE_LINES = 710  # docstrings included
 MAX_BODY_LINES = 60
 FILES = {  # a subpackage goes by its own name, the package itself by that of its file

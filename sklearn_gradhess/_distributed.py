@@ -1,0 +1,424 @@
+"""Linear models on dask collections: fit by rounds of questions, and score."""
+
+import time
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_gradhess import _blocks
+from sklearn_gradhess._blocks import Encoding
+from sklearn_gradhess._dask import Collection, Engine, check_collection, nameless
+from sklearn_gradhess._descent import Ending, Goal, Look, Model, Point, descend
+from sklearn_gradhess._losses import make_loss
+from sklearn_gradhess._monitor import Monitor
+from sklearn_gradhess._multinomial import MultinomialLoss
+from sklearn_gradhess._online import Seen
+from sklearn_gradhess._penalty import Penalty, Spread
+from sklearn_gradhess._plan import plan
+from sklearn_gradhess._rounds import Blocks, Rounds, Told, counted_error, drifts_on, sketch_batches
+from sklearn_gradhess._rows import Problem
+from sklearn_gradhess._sketch import triangles_factor
+from sklearn_gradhess._solver import Solution, record_of
+from sklearn_gradhess._stream import FitSaw
+from sklearn_gradhess._validation import is_dask, refuse_foreign
+from sklearn_gradhess._weights import class_weighted, refuse_one_class
+
+__all__ = ["DaskMixin"]
+
+Array = npt.NDArray[np.float64]
+# Columns up to which the triangular factor of all rows is no dearer than what a round costs else
+_ONE_ROUND = 300
+# What mini-batch steps and held-out rows need is not to be had block by block
+_FOR_ROWS = {
+    "batch_size": "auto",
+    "learning_rate": "auto",
+    "average": True,
+    "variance_reduction": True,
+    "noise": "antithetic",
+    "early_stopping": False,
+}
+
+
+class _Counts(NamedTuple):
+    """What the first round tells: sums of weights and targets over all rows."""
+
+    n: int
+    weight: float
+    squares: float
+    target: Array
+    square: float
+
+    @property
+    def observations(self) -> float:
+        """Number of observations that the rows stand for."""
+        if self.squares == self.n:
+            return float(self.n)
+        return float(max(self.weight, self.weight**2 / self.squares))
+
+
+class _Shape(NamedTuple):
+    """What the storing of a solution asks of a problem."""
+
+    n: int
+    p: int
+    has_intercept: bool
+    observations: float
+    ridge: Array
+    loss: Any
+
+
+class DaskMixin:
+    """Fit and score of the linear models where X is a dask array or data frame."""
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R^2 of the prediction, or the accuracy of a classifier.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix, dask array or data frame} of shape (n_samples, n_features)
+            Features.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            Targets or labels; of dask, if X is.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights.
+
+        Returns
+        -------
+        score : float
+            The better the fit, the larger; one at most.
+        """
+        if not is_dask(X):
+            refuse_foreign(y=y, sample_weight=sample_weight)
+            return super().score(X, y, sample_weight)  # type: ignore[misc]
+        return self._score_blocks(X, y, sample_weight, None)
+
+    def _score_blocks(self, X: Any, y: Any, sample_weight: Any, power: float | None) -> float:
+        """Score by rounds; `power` is that of the deviance, None for squares."""
+        check_is_fitted(self)
+        model: Any = self
+        engine = Engine(Collection(check_collection(model, X, reset=False), y, sample_weight))
+        predict = nameless(self).predict
+        if isinstance(self, ClassifierMixin):
+            said = engine(_blocks.correct, predict=predict)
+            return float(said["correct"] / said["weight"])
+        encoding = Encoding(make_loss("squared_error"), False, engine.collection.dtype.name)
+        said = engine(_blocks.residuals, encoding=encoding, predict=predict)
+        error, scatter = said["error"], said["scatter"]
+        if power is not None:
+            mean = said["mean"]
+            said = engine(
+                _blocks.deviances, encoding=encoding, predict=predict, mean=mean, power=power
+            )
+            error, scatter = said["deviance"], said["null"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = 1 - error / scatter
+        return float(np.where(scatter == 0, error == 0, share).mean())
+
+    def _fit_blocks(
+        self, X: Any, y: Any, sample_weight: Any, coef_init: Any, intercept_init: Any
+    ) -> Self:
+        """Fit to a dask collection."""
+        model: Any = self
+        _refuse_settings(model)
+        X = check_collection(model, X, reset=True)
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but y is None.")
+        engine = Engine(Collection(X, y, sample_weight))
+        name = engine.collection.dtype.name
+        fit = _Fit(model, engine, time.perf_counter())
+        if isinstance(self, ClassifierMixin):
+            encoding, counts = fit.labelled(name)
+        else:
+            model._vector = getattr(y, "ndim", 1) == 1
+            if not model._vector and model.loss != "squared_error":
+                raise ValueError(
+                    f"y has {y.ndim} dimensions, but loss={model.loss!r} takes one target: pass a "
+                    "vector of shape (n_samples,)."
+                )
+            if model._make_loss().scale is not None:
+                raise ValueError(
+                    f"loss={model.loss!r} needs the scale of the residuals, estimated from "
+                    "rows in memory, and X is a dask collection. Use another loss, or fit "
+                    "X.compute()."
+                )
+            encoding, counts = Encoding(model._make_loss(), bool(model.fit_intercept), name), None
+        solution, shape = fit.solve(encoding, counts, coef_init, intercept_init)
+        model._store_solution(solution, shape)
+        model.n_rounds_ = engine.rounds
+        model.preconditioner_ = "sketch" if solution.factor.ratio else "exact"
+        model._store(solution.W, engine.collection.dtype)
+        model._warn(solution, shape)
+        return self
+
+
+class _Fit:
+    """One fit of a linear model by rounds."""
+
+    def __init__(self, model: Any, engine: Engine, clock: float) -> None:
+        self.model, self.engine, self.clock = model, engine, clock
+        self.rng = model._generator()
+        self.history: list[dict[str, Any]] = []
+        self.penalty = Penalty(model.alpha, model.penalty_units)
+        self.spread: Spread | None = None
+        self.monitor = Monitor(model, engine.collection.X, None, None)
+
+    def labelled(self, dtype: str) -> tuple[Encoding, _Counts]:
+        """Classes and their counts: a round."""
+        model = self.model
+        asked = self._per_deviation and model.class_weight is None
+        features = Encoding(make_loss(model.loss), False, dtype) if asked else None
+        said = self.engine(_blocks.labels, features=features)
+        self.spread = said.get("spread")
+        model.classes_, table = said["labels"], said["table"]
+        check_classification_targets(model.classes_)
+        each: Any = np.ones(len(table))
+        if model.class_weight == "balanced":
+            each = table[:, 1].sum() / (len(table) * np.maximum(table[:, 1], 1e-300))
+        elif model.class_weight is not None:
+            each = class_weighted(model.class_weight, model.classes_, model.classes_, None)
+        weight = each * table[:, 1]
+        refuse_one_class(model.classes_, weight)
+        target = weight[1:] if len(table) == 2 else weight
+        counts = _Counts(
+            int(table[:, 0].sum()),
+            float(weight.sum()),
+            float(each**2 @ table[:, 2]),
+            target,
+            float(target.sum()),
+        )
+        loss = make_loss(model.loss) if len(table) == 2 else MultinomialLoss()
+        weights = None if model.class_weight is None else each
+        encoding = Encoding(loss, bool(model.fit_intercept), dtype, model.classes_, weights)
+        return encoding, counts
+
+    def solve(
+        self, encoding: Encoding, counts: _Counts | None, coef_init: Any, intercept_init: Any
+    ) -> tuple[Solution, _Shape]:
+        """Minimise: in one round, where all that is needed is a triangular factor."""
+        model, X = self.model, self.engine.collection.X
+        d, outputs = X.shape[1], 1 if counts is None else len(counts.target)
+        model._refuse_unfit(X, np.empty((0, outputs)))
+        if self._per_deviation and self.spread is None:
+            self.spread = self.engine(_blocks.spread, encoding=encoding)["spread"]
+        one = encoding.loss.quadratic and (
+            model.preconditioner == "exact" or (model.preconditioner == "auto" and d <= _ONE_ROUND)
+        )
+        if one:
+            return self._in_one_round(encoding)
+        if counts is None:
+            said = self.engine(_blocks.totals, encoding=encoding)
+            counts = _Counts(**said)
+        _refuse_weightless(counts.weight)
+        problem = self._stand_in(encoding, len(counts.target), counts)
+        chosen = plan(
+            counts.n,
+            problem.p,
+            n_columns=1 if problem.loss.quadratic else len(counts.target),
+            quadratic=problem.loss.quadratic,
+            preconditioner=model.preconditioner,
+            oversampling=self._oversampling,
+        )
+        size = 1
+        if chosen.preconditioner == "sketch":
+            size = max(1, counts.n // sketch_batches(problem.p, self._oversampling))
+        data = Blocks(
+            self.engine,
+            encoding,
+            problem,
+            counts.weight,
+            _unit(problem, counts),
+            size,
+            self.rng,
+        )
+        start = model._start_from(coef_init, intercept_init, d, len(counts.target))
+        solution = self._descend(data, _null_model(problem, counts), start)
+        return solution, self._shape(problem, counts)
+
+    @property
+    def _oversampling(self) -> float | None:
+        given = self.model.oversampling
+        return None if isinstance(given, str) else given
+
+    def _shape(self, problem: Problem, counts: _Counts) -> _Shape:
+        """Shape of the problem; a stream that goes on from here is told what was seen."""
+        spread = self.spread or Spread.empty(problem.X.shape[1])
+        ridge = problem.ridge
+        self.model._fit_saw = FitSaw(
+            problem.loss,
+            problem.has_intercept,
+            problem.Y.shape[1],
+            ridge[:, 0],
+            Seen(1.0, counts.n, counts.weight, counts.squares),
+            spread,
+        )
+        observations = problem.observations
+        return _Shape(counts.n, problem.p, problem.has_intercept, observations, ridge, problem.loss)
+
+    @property
+    def _per_deviation(self) -> bool:
+        return bool(self.penalty.alpha) and self.penalty.units == "std"
+
+    def _stand_in(self, encoding: Encoding, t: int, counts: _Counts) -> Problem:
+        """Problem of no rows that has the penalty, and counts the rows of others."""
+        collection, total = self.engine.collection, counts.weight
+        spread = self.spread or Spread.empty(collection.X.shape[1])
+        ridge = self.penalty.ridge(total, spread) / total if self.penalty.alpha else 0.0
+        X = np.zeros((1, collection.X.shape[1]), dtype=collection.dtype)
+        return Problem(
+            X,
+            np.zeros((1, t)),
+            None,
+            encoding.loss,
+            ridge,
+            encoding.has_intercept,
+            counts.observations,
+        )
+
+    def _descend(self, data: Blocks, null: Array, start: Array | None) -> Solution:
+        model, problem, goal = self.model, data.problem, Goal(self.model.tol)
+        point = data.at(null, Model.CURVATURE)
+        if start is not None:
+            there = data.at(start, Model.CURVATURE)
+            point = there if there.objective <= point.objective else point
+        W, _, look, ending = descend(
+            Rounds(data, goal),
+            point,
+            goal,
+            model.max_iter,
+            self._watch,
+            lambda at: _separated(problem, at),
+        )
+        if ending is Ending.CONVERGED and _may_drift(problem, look.point):
+            drifted = drifts_on(Rounds(data, goal), look.point)
+            if drifted is not None:
+                separable = _separated(problem, drifted)
+                ending = Ending.SEPARABLE if separable else Ending.UNBOUNDED
+        if problem.loss.quadratic:
+            self._watch(_arrived(look))
+        self.monitor.close(W)
+        target = goal.enough(look.point)
+        factor = look.point.rows.factor
+        passes, history = self.engine.passes, self.history
+        dispersion = np.full(1, look.point.floor / counted_error(problem))
+        if problem.loss.quadratic and problem.Y.shape[1] > 1:  # of all targets together
+            dispersion = np.full(problem.Y.shape[1], np.nan)
+        return Solution(W, factor, ending, target, 0.0, passes, history, dispersion)
+
+    def _watch(self, look: Look) -> bool:
+        record = record_of(look, self.engine.passes, self.clock)
+        record |= {"rounds": self.engine.rounds, "bytes": self.engine.bytes}
+        self.history.append(record)
+        return bool(self.monitor(look.point.W, record))
+
+    def _in_one_round(self, encoding: Encoding) -> tuple[Solution, _Shape]:
+        """Least squares by the triangular factor of the rows (1, x, y)."""
+        said = self.engine(_blocks.rows_triangle, encoding=encoding)
+        self.engine.passes += 1
+        total, n = said["weight"], int(said["n"])
+        _refuse_weightless(total)
+        counts = _Counts(n, total, said["squares"], np.zeros(0), 0.0)
+        triangle = said["factors"][0] / np.sqrt(total)
+        t = len(triangle) - self.engine.collection.X.shape[1] - encoding.has_intercept
+        problem = self._stand_in(encoding, t, counts)
+        sketched = triangles_factor(
+            problem, said["shift"], triangle[None], ratio=0.0, batch_size=1, n_batches=n
+        )
+        assert sketched.step is not None
+        point = _point_of(problem, triangle, said["shift"], sketched.step, sketched.factor)
+        look = Look(point, sketched.factor.decrement(point.gradient))
+        self._watch(look)
+        self.monitor.close(point.W)
+        solution = Solution(
+            point.W,
+            sketched.factor,
+            Ending.CONVERGED,
+            max(self.model.tol * point.floor, point.rounding),
+            0.0,
+            self.engine.passes,
+            self.history,
+            point.rows.sums["rest"],
+        )
+        return solution, self._shape(problem, counts)
+
+
+def _arrived(look: Look) -> Look:
+    """Look at where conjugate gradients led, of which all is known without a question."""
+    point, found = look.point, look.way
+    gained = found.decrement - found.left
+    W = point.W + found.U
+    return Look(point._replace(W=W, objective=point.objective - gained / 2), found.left)
+
+
+def _point_of(problem: Problem, triangle: Array, shift: Array, W: Array, factor: Any) -> Point:
+    """Look at a place through the factor of rows (1, x - shift, y), divided by their number."""
+    p, h = problem.p, int(problem.has_intercept)
+    centred = W.copy()
+    if h:
+        centred[0] += shift @ W[1:]
+    residual = triangle[:, :p] @ centred - triangle[:, p:]
+    gradient = triangle[:, :p].T @ residual
+    if h:
+        gradient[1:] += np.outer(shift, gradient[0])
+    gradient += problem.ridge * W
+    rest = np.sum(residual**2, axis=0)
+    square = float(rest.sum())
+    floor = square * problem.p / problem.observations
+    told = Told(Model.CURVATURE, factor, {"rest": rest})
+    return Point(W, square / 2 + problem.penalty(W), gradient, told, floor, 0.0, 0.0)
+
+
+def _null_model(problem: Problem, counts: _Counts) -> Array:
+    W = np.zeros((problem.p, len(counts.target)))
+    if problem.has_intercept:
+        W[0] = problem.loss.link(counts.target / counts.weight)
+    return W
+
+
+def _unit(problem: Problem, counts: _Counts) -> float:
+    """Size of a loss: as `_rows.Rows` has it."""
+    if problem.loss.own_unit:
+        return float(counts.square / counts.weight)
+    mean = (counts.target / counts.weight)[None]
+    return 4 * float(problem.loss.curvature(mean, problem.loss.link(mean)).mean())
+
+
+def _separated(problem: Problem, point: Point) -> bool:
+    loss = problem.loss
+    if not (loss.likelihood and loss.asymptotic) or np.any(problem.alpha):
+        return False
+    few = point.objective * problem.observations < np.log(2)
+    return bool(few and point.rows.sums["worst"] < np.log(2))
+
+
+def _may_drift(problem: Problem, point: Point) -> bool:
+    """Whether the last step moved some row far, or nobody knows."""
+    sums = point.rows.sums
+    if not problem.loss.asymptotic or np.any(problem.alpha):
+        return False
+    return sums["farthest"] > 0.1 or not sums["gain"]
+
+
+def _refuse_weightless(weight: float) -> None:
+    if not weight > 0:
+        raise ValueError("sample_weight is zero for every row: no row is left to learn from.")
+
+
+def _refuse_settings(model: Any) -> None:
+    """Raise ValueError for what needs rows at hand."""
+    for name, default in _FOR_ROWS.items():
+        value = getattr(model, name)
+        if value != default:
+            raise ValueError(
+                f"{name}={value!r} needs rows in memory, and X is a dask collection. Set "
+                f"{name}={default!r}, or fit X.compute()."
+            )
+    if not isinstance(model.preconditioner, str) or model.preconditioner == "identity":
+        raise ValueError(
+            "On dask collections the preconditioner is made of the rows themselves, but "
+            f"preconditioner={model.preconditioner!r}. Set preconditioner='auto', or fit "
+            "X.compute()."
+        )

@@ -1,0 +1,231 @@
+"""Holders who send gradients only, against the same estimators on the pooled rows."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Listener
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import sparse
+
+from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
+from sklearn_gradhess._losses import make_loss
+from sklearn_gradhess.federated import GradientHolder, RemoteHolder, fit_holders
+
+LOSSES = ["squared_error", "log_loss", "poisson", "huber"]
+N, D = 9000, 8
+
+
+def data(loss, condition, seed=0):
+    rng = np.random.default_rng(seed)
+    Q = np.linalg.qr(rng.standard_normal((D, D)))[0]
+    X = rng.standard_normal((N, D)) @ (Q * np.logspace(0, np.log10(condition) / 2, D)) @ Q.T + 3
+    eta = (X - X.mean(axis=0)) @ rng.standard_normal(D)
+    eta /= eta.std()
+    if loss == "log_loss":
+        return X, (rng.random(N) < 1 / (1 + np.exp(-eta))).astype(float)
+    if loss == "poisson":
+        return X, rng.poisson(np.exp(0.5 * eta)).astype(float)
+    return X, 5 + eta + rng.standard_normal(N)
+
+
+def holders(X, y, loss, parts=3, **params):
+    return [
+        GradientHolder(X[i::parts], y[i::parts], loss=loss, random_state=i, **params)
+        for i in range(parts)
+    ]
+
+
+def gap(fit, X, y, loss, **params):
+    """Excess over the fit of the pooled rows, in statistical errors."""
+    kind = PreconditionedSGDClassifier if loss == "log_loss" else PreconditionedSGDRegressor
+    plain = {"alpha": 0.0, "penalty_units": "raw", "tol": 1e-6}
+    pooled = kind(loss, **plain | params).fit(X, y)
+    at = X @ np.ravel(pooled.coef_) + np.ravel(pooled.intercept_)[0]
+    v = make_loss(loss).curvature(y, at)
+    slope = make_loss(loss).gradient(y, at)
+    dispersion = 1.0 if loss == "log_loss" else np.mean(slope**2) / v.mean()
+    floor = dispersion * (D + 1) / len(y)
+    return np.mean(v * (X @ fit.coef + fit.intercept - at) ** 2) / floor, floor
+
+
+@pytest.mark.parametrize("condition", [1, 1e4, 1e8, 1e12])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_ten_rounds_are_enough_at_any_condition(loss, condition):
+    X, y = data(loss, condition)
+    fit = fit_holders(holders(X, y, loss), D, loss=loss)
+    excess, floor = gap(fit, X, y, loss)
+    assert fit.converged
+    assert fit.n_rounds <= 10
+    assert excess < 0.05
+    # the scatter of 40 batches a coefficient tells the dispersion to a few percent
+    assert_allclose(fit.history[-1]["floor"], floor, rtol=0.3)
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "log_loss"])
+def test_few_batches_take_more_rounds_and_fewer_bytes(loss):
+    X, y = data(loss, 1e4)
+    many, few = (fit_holders(holders(X, y, loss), D, loss=loss, oversampling=c) for c in (40, 4))
+    assert gap(few, X, y, loss)[0] < 0.05
+    assert few.n_rounds >= many.n_rounds
+    assert few.n_bytes < many.n_bytes
+
+
+@pytest.mark.parametrize("params", [{"alpha": 0.1}, {"fit_intercept": False}], ids=str)
+@pytest.mark.parametrize("loss", ["squared_error", "log_loss"])
+def test_penalty_and_no_intercept(loss, params):
+    X, y = data(loss, 10)
+    if loss == "squared_error" and "fit_intercept" in params:
+        y = y - 5
+    own = {k: v for k, v in params.items() if k == "fit_intercept"}
+    fit = fit_holders(holders(X, y, loss, **own), D, loss=loss, **params)
+    excess, _ = gap(fit, X, y, loss, **params)
+    assert fit.converged
+    assert excess < 0.05
+
+
+def test_what_crosses_does_not_depend_on_how_rows_are_stored():
+    X, y = data("log_loss", 1)
+    dense, stored = (
+        GradientHolder(rows, y, loss="log_loss", random_state=0)(np.full(D + 1, 0.1), 100)
+        for rows in (X, sparse.csr_array(X))
+    )
+    for name, value in dense.items():
+        assert_allclose(stored[name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_pairs_are_gradients_at_calibrated_noise():
+    """Their halves have the Hessian as second moment, and the mean gradient as mean."""
+    X, y = data("poisson", 1)
+    W = np.full(D + 1, 0.05)
+    answer = GradientHolder(X, y, loss="poisson", random_state=0, min_rows=1)(W, N)
+    Z = np.column_stack([np.ones(N), X])
+    raw = Z @ W
+    assert_allclose(answer["gradient"], Z.T @ (np.exp(raw) - y) / N)
+    assert_allclose((answer["plus"] + answer["minus"]).mean(axis=0) / 2, answer["gradient"])
+    half = (answer["minus"] - answer["plus"]) / 2  # single rows: exactly
+    assert_allclose(half.T @ half / N, Z.T @ (np.exp(raw)[:, None] * Z) / N)
+
+
+def test_holders_are_any_callables_and_may_be_asked_at_once():
+    X, y = data("squared_error", 1e4)
+    asked = []
+
+    def holder(coefficients, n_batches, bound):
+        asked.append(n_batches)
+        return GradientHolder(X, y, random_state=len(asked))(coefficients, n_batches, bound)
+
+    with ThreadPoolExecutor(2) as pool:
+        fit = fit_holders(iter([holder]), D, map=pool.map)
+    assert gap(fit, X, y, "squared_error")[0] < 0.05
+    assert len(asked) == fit.n_rounds
+    assert asked[0] > 0
+    assert 0 in asked  # conjugate gradients need no pairs
+
+
+def test_the_server_knows_the_hessian():
+    X, y = data("squared_error", 1)
+    fit = fit_holders(holders(X, y, "squared_error"), D)
+    error = np.linalg.norm(fit.hessian.covariance_ - np.cov(X.T, bias=True), 2)
+    rate = D / fit.hessian.n_batches_
+    assert error < 4 * (2 * np.sqrt(rate) + rate) * np.linalg.norm(np.cov(X.T), 2)
+
+
+def test_a_step_that_is_too_long_is_shortened():
+    """Counts of a few rows only: the first Newton step from zero goes far beyond."""
+    rng = np.random.default_rng(0)
+    X = np.exp(1.5 * rng.standard_normal((N, D)))
+    y = rng.poisson(np.exp(np.minimum(0.3 * X[:, 0], 5.0))).astype(float)
+    fit = fit_holders(holders(X, y, "poisson"), D, loss="poisson", max_iter=60)
+    pooled = PreconditionedSGDRegressor("poisson", tol=1e-6).fit(X, y)
+    assert fit.converged
+    loss = make_loss("poisson")
+    value = loss.value(y, X @ fit.coef + fit.intercept).mean()
+    assert_allclose(value, pooled.history_[-1]["loss"], rtol=0.01)
+
+
+REMOTE = """
+import sys
+import numpy as np
+from multiprocessing.connection import Client
+from sklearn_gradhess.federated import GradientHolder, serve
+
+rng = np.random.default_rng(int(sys.argv[1]))
+X = rng.standard_normal((3000, 4)) * [1, 10, 100, 1000] + 5
+y = X @ [1, 0.1, 0.01, 0.001] + rng.standard_normal(3000)
+with Client(("127.0.0.1", int(sys.argv[2])), authkey=b"test") as connection:
+    serve(GradientHolder(X, y, random_state=0), connection)
+"""
+
+
+def rows_of(seed):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((3000, 4)) * [1, 10, 100, 1000] + 5
+    return X, X @ [1, 0.1, 0.01, 0.001] + rng.standard_normal(3000)
+
+
+def test_two_processes_that_send_arrays_only():
+    with Listener(("127.0.0.1", 0), authkey=b"test") as listener:
+        port = str(listener.address[1])
+        command = [sys.executable, "-c", REMOTE]
+        processes = [subprocess.Popen([*command, str(seed), port]) for seed in (1, 2)]
+        connections = [listener.accept() for _ in processes]
+        fit = fit_holders([RemoteHolder(c) for c in connections], 4)
+        for connection in connections:
+            connection.close()
+        assert [process.wait(timeout=30) for process in processes] == [0, 0]
+    local = [GradientHolder(*rows_of(seed), random_state=0) for seed in (1, 2)]
+    here = fit_holders(local, 4)
+    X, y = (np.concatenate(both) for both in zip(rows_of(1), rows_of(2), strict=True))
+    pooled = PreconditionedSGDRegressor().fit(X, y)
+    assert fit.converged
+    assert_allclose(fit.coef, here.coef, rtol=1e-3)  # whoever connected first is asked first
+    error = np.mean((X @ (fit.coef - pooled.coef_) + fit.intercept - pooled.intercept_) ** 2)
+    assert error < 0.05 * pooled.history_[-1]["floor"]
+
+
+def test_no_pickle_is_unpacked():
+    class Wire:
+        def __init__(self):
+            self.sent = []
+
+        def send_bytes(self, data):
+            self.sent.append(data)
+
+        def recv_bytes(self):
+            import io
+
+            buffer = io.BytesIO()
+            np.savez(buffer, gradient=np.array([object()]), allow_pickle=True)
+            return buffer.getvalue()
+
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        RemoteHolder(Wire())(np.zeros(2))
+
+
+def test_refusals():
+    X, y = data("squared_error", 1)
+    with pytest.raises(ValueError, match="no holder of rows"):
+        fit_holders([], D)
+    right, wrong = GradientHolder(X[:, 1:], y), GradientHolder(X, y)
+    with pytest.raises(ValueError, match=r"Holder 1 sent a gradient of shape \(9,\), where 8"):
+        fit_holders([right, lambda W, *more: wrong(np.zeros(9), *more)], D - 1)
+    with pytest.raises(ValueError, match=r"coefficients has the shape \(8,\), but X has 8 feat"):
+        fit_holders([GradientHolder(X, y)], D - 1)
+    with pytest.raises(ValueError, match="must be finite, and have one target a row"):
+        GradientHolder(X, y[:-1])
+    with pytest.raises(ValueError, match="must be finite"):
+        GradientHolder(np.where(X > 6, np.nan, X), y)
+    with pytest.raises(ValueError, match="PoissonLoss needs y >= 0"):
+        GradientHolder(X, -np.abs(y), loss="poisson")
+    with pytest.raises(ValueError, match="Unknown loss"):
+        fit_holders([GradientHolder(X, y)], D, loss="hinge")
+
+
+def test_the_same_seed_sends_the_same_gradients():
+    X, y = data("huber", 1)
+    first, second = (GradientHolder(X, y, loss="huber", random_state=5) for _ in range(2))
+    for name, value in first(np.zeros(D + 1), 50).items():
+        assert_array_equal(second(np.zeros(D + 1), 0).get(name, value), value)
