@@ -257,13 +257,14 @@ class Rounds:
         least = 0.1 * max(self.goal.target(point), point.rounding)
         dispersion = point.floor / counted_error(self.data.problem)
 
-        def enough(first: float, left: float, shrank: float) -> bool:
+        def enough(found: Found) -> bool:
+            first, left = found.first, found.left
             if loss.quadratic:
                 rest = _rest(point, first - left)
                 goal = max(rest * least, point.rounding)
                 if np.isnan(point.objective):  # how far to go shows where one has arrived
                     goal = max(goal, _BLIND * first)
-                return left * self._left(told, shrank) <= goal
+                return left * self._left(told, found.shrank) <= goal
             if loss.coupling == 1:
                 return True
             return left <= max(least, min(_FORCING, first / max(dispersion, 1e-300)) * first)

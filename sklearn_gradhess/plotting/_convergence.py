@@ -89,7 +89,8 @@ class ConvergenceDisplay(CurveDisplay):
     >>> from sklearn_gradhess.datasets import make_hessian_regression
     >>> from sklearn_gradhess.plotting import ConvergenceDisplay
     >>> data = make_hessian_regression(6_000, 5, condition_number=1e4, random_state=0)
-    >>> model = PreconditionedSGDRegressor("huber", random_state=0).fit(data.data, data.target)
+    >>> model = PreconditionedSGDRegressor(batch_size=24, random_state=0)
+    >>> model = model.fit(data.data, data.target)
     >>> len(model.history_) > 1
     True
     >>> display = ConvergenceDisplay.from_estimator(model)  # doctest: +SKIP
