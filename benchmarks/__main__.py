@@ -20,6 +20,7 @@ from benchmarks import (
     scaling,
     solver,
     streams,
+    wide,
 )
 from benchmarks.report import Theme, environment, merge, read, render, select, write
 
@@ -35,6 +36,7 @@ MODULES = (
     real_data,
     risk,
     networks,
+    wide,
 )
 THEMES = [value for module in MODULES for value in vars(module).values() if type(value) is Theme]
 DEFAULT_PATH = Path(__file__).with_name("results.json")

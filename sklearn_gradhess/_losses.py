@@ -112,6 +112,10 @@ class Loss(ABC):
         """Row Hessian times a direction in the raw prediction."""
         return self.curvature(y, raw_prediction) * direction
 
+    def target_noise(self, y: Array, raw_prediction: Array, signs: Array) -> Array:
+        """Root of each row's Hessian times signs: noise whose covariance is the Hessian."""
+        return np.sqrt(self.curvature(y, raw_prediction)) * signs
+
     def per(self, unit: float) -> "Loss":
         """Return the loss for targets that were divided by a unit."""
         return self

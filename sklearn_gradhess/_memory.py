@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["refuse_wide"]
+__all__ = ["allowed", "matrices", "refuse_many_rows", "refuse_wide"]
 
 # Matrices of p x p doubles that a fit holds at its peak, as measured: so many, and so many an
 # output (a target, or a class of three or more)
@@ -33,17 +33,37 @@ def refuse_wide(n_features: int, *, instead: str, n_outputs: int = 1) -> None:
     n_outputs : int, default=1
         Number of outputs that have a matrix each.
     """
-    matrix = 8.0 * n_features**2
-    needed = (_MATRICES + _MATRICES_AN_OUTPUT * n_outputs) * matrix
+    matrix, needed = 8.0 * n_features**2, matrices(n_features, n_outputs)
     if needed < 0.25 * _GIB:  # to be had anywhere: save a stream of single rows the asking
         return
-    allowed = min(_limits(), default=math.inf)
-    if needed > allowed:
+    most = allowed()
+    if needed > most:
         raise ValueError(
             f"X has n_features={n_features}, and curvature is dense in them: a matrix of "
             f"{n_features} x {n_features} takes {matrix / _GIB:.3g} GiB, and {needed / _GIB:.3g} "
-            f"GiB are needed in all, but this process may have {allowed / _GIB:.3g} GiB. {instead}"
+            f"GiB are needed in all, but this process may have {most / _GIB:.3g} GiB. {instead}"
         )
+
+
+def refuse_many_rows(n_samples: int, *, n_outputs: int = 1) -> None:
+    """Raise ValueError if matrices of rows by rows cannot fit into memory."""
+    needed, most = matrices(n_samples, n_outputs), allowed()
+    if needed > most:
+        raise ValueError(
+            f"preconditioner='sample_space' makes matrices of rows by rows, and X has {n_samples}: "
+            f"{needed / _GIB:.3g} GiB are needed in all, but this process may have "
+            f"{most / _GIB:.3g} GiB. Use preconditioner='auto', or 'diagonal'."
+        )
+
+
+def matrices(size: int, n_outputs: int) -> float:
+    """Bytes that a fit takes with matrices of this size, as measured."""
+    return 8.0 * size**2 * (_MATRICES + _MATRICES_AN_OUTPUT * n_outputs)
+
+
+def allowed() -> float:
+    """Bytes that this process may ever have, as far as is known."""
+    return min(_limits(), default=math.inf)
 
 
 def _limits() -> Iterator[float]:

@@ -26,6 +26,11 @@ class Monitor:
             self.context = estimator._init_callback_context(max_subtasks=estimator.max_iter + 1)
             self.context.call_on_fit_task_begin(estimator=estimator, X=X, y=y)
 
+    @property
+    def sees_coef(self) -> bool:
+        """Whether coefficients are looked at."""
+        return self.held_out is not None or self.context is not None
+
     def __call__(self, W: Array, record: dict[str, Any]) -> bool:
         estimator = self.estimator
         if estimator.verbose:

@@ -64,6 +64,12 @@ class MultinomialLoss(Loss):
         p = softmax(raw_prediction, axis=1)
         return p * (direction - np.sum(p * direction, axis=1, keepdims=True))
 
+    def target_noise(self, y: Array, raw_prediction: Array, signs: Array) -> Array:
+        """Root ``diag(sqrt p) - p sqrt(p)'`` of each row's Hessian, times signs."""
+        p = softmax(raw_prediction, axis=1)
+        scaled = np.sqrt(p) * signs
+        return scaled - p * scaled.sum(axis=1, keepdims=True)
+
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
         """Value, gradient and curvature, from one exponential."""
         shifted = raw_prediction - raw_prediction.max(axis=1, keepdims=True)

@@ -5,102 +5,30 @@ nearby, or a sketch, each product with the Hessian shrinks what is left by what 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_gradhess._conjugate_gradients import (
+    ByLaw,
+    Found,
+    Inner,
+    InverseHessian,
+    Need,
+    conjugate_gradients,
+)
 from sklearn_gradhess._descent import Goal, Look, Method, Model, Point, Step
-from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Rows, Trial
 
-__all__ = ["Found", "Newton", "conjugate_gradients", "drifts"]
+__all__ = ["Newton", "drifts"]
 
 Array = npt.NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
 _MOVED = 0.15  # relative change of the curvature up to which a factor serves
-_AGREE = 4.0  # factor up to which a preconditioner and conjugate gradients agree on a decrement
 _DRIFTS = 2  # steps that move rows by as much, from which on it is called drifting
-_PRODUCTS = 50  # with the Hessian, in one step
 _REGULAR = 1e-12  # curvature over its mean that rows have at least
-_FORCING = 1e-2  # share of a decrement that may be left where the next step is made elsewhere
-
-
-class Found(NamedTuple):
-    """What conjugate gradients found of ``H U = -gradient``.
-
-    Attributes
-    ----------
-    U, raw : ndarray of shape (p, t) and (n_samples, t)
-        Step, and its raw predictions.
-    rest : ndarray of shape (p, t)
-        Preconditioned residual: what would be added next.
-    decrement : float
-        ``gradient' H^-1 gradient``, as far as it was found.
-    left : float
-        Of it, that of the residual.
-    products : int
-        Products with the Hessian.
-    shrank : float
-        Share of the decrement that the last of them left.
-    """
-
-    U: Array
-    raw: Array
-    rest: Array
-    decrement: float
-    left: float
-    products: int
-    shrank: float
-
-
-def conjugate_gradients(
-    product: Callable[[Array], tuple[Array, Array]],
-    precondition: Callable[[Array], Array],
-    judge: Callable[[Array], float] | None,
-    gradient: Array,
-    raw: Array,
-    enough: Callable[[float, float, float], bool],
-) -> Found:
-    """Solve ``H U = -gradient``.
-
-    Parameters
-    ----------
-    product : callable
-        H times a direction, and its raw predictions.
-    precondition : callable
-        P^-1 times a residual.
-    judge : callable or None
-        Decrement of a residual, where that by P is of another scale.
-    gradient, raw : ndarray
-        Gradient, and an array of the shape of raw predictions.
-    enough : callable
-        Whether to stop, of the decrement at first, that of the residual, and the share of it that
-        the last product left.
-    """
-    U, raw_u, gained = np.zeros_like(gradient), np.zeros_like(raw), 0.0
-    residual = -gradient
-    z = precondition(residual)
-    direction, rho = z, float(np.sum(residual * z))
-    first = left = rho if judge is None else judge(residual)
-    shrank, products = 1.0, 0
-    while products < _PRODUCTS and rho > 0 and not enough(first, left, shrank):
-        image, raw_direction = product(direction)
-        curvature = float(np.sum(direction * image))
-        products += 1
-        if not curvature > 0:
-            break
-        step = rho / curvature
-        gained += step * rho
-        U, raw_u = U + step * direction, raw_u + step * raw_direction
-        residual = residual - step * image
-        z = precondition(residual)
-        rho, previous = float(np.sum(residual * z)), rho
-        direction = z + (rho / previous) * direction
-        before, left = left, rho if judge is None else judge(residual)
-        shrank = left / before
-    return Found(U, raw_u, z, gained + left, left, products, shrank)
 
 
 class Way(NamedTuple):
@@ -121,28 +49,31 @@ class Newton:
     goal : Goal
         When to stop.
     make : callable
-        Preconditioner for the rows' weights (None: all one), exact or a sketch.
+        Preconditioner for the rows' weights (None: all one): exact, a sketch or a diagonal.
     model : Model
         Curvature of the rows that steps assume.
-    factor : Factor or None
+    factor : InverseHessian or None
         Preconditioner, which tells decrements too; None is made where it is needed.
     made_of : ndarray of shape (n_samples, t) or None
         Weights of the rows that it was made of; None if they are the same everywhere.
     made_at : Any
         What the rows remembered of the place where it was made.
-    given : Factor or None
+    given : InverseHessian or None
         Preconditioner of somebody else's making, which may be of any scale: `factor` then tells
         decrements alone.
+    inner : Inner
+        When conjugate gradients have done enough.
     """
 
     data: Rows
     goal: Goal
-    make: Callable[[Array | None], Factor]
+    make: Callable[[Array | None], InverseHessian]
     model: Model = Model.CURVATURE
-    factor: Factor | None = None
+    factor: InverseHessian | None = None
     made_of: Array | None = None
     made_at: Any = None
-    given: Factor | None = None
+    given: InverseHessian | None = None
+    inner: Inner = field(default_factory=ByLaw)
 
     def look(self, point: Point) -> tuple[Method, Look]:
         """Solve for the step; by the stiffness where the curvature cannot be believed."""
@@ -150,7 +81,7 @@ class Newton:
             method = self._prepared(point)
             assert method.factor is not None
             decrement = max(method.factor.decrement(point.gradient), point.rounding)
-            if decrement <= self.goal.enough(point):
+            if self.inner.lawful and decrement <= self.goal.enough(point):
                 return method, Look(point, decrement)
             return method, method._looked(point, method._solve(point))
         method, found = self._attempt(point)
@@ -184,11 +115,9 @@ class Newton:
         if method._fresh(point):
             return method, found
         assert method.factor is not None
-        ratio = found.decrement / max(method.factor.decrement(point.gradient), 1e-300)
-        # What the preconditioner says of the residual may be too small by as much as rows softened
-        worst = found.decrement + (method._softened(point)[0] - 1) * found.left
+        by_factor = method.factor.decrement(point.gradient)
         enough = self.goal.enough(point)
-        if 1 / _AGREE < ratio < _AGREE and not found.decrement <= enough < worst:
+        if self.inner.trusts(found, by_factor, method._need(point), enough):
             return method, found
         return self._assuming(self.model)._attempt(point)
 
@@ -248,45 +177,36 @@ class Newton:
 
     def _solve(self, point: Point) -> Found:
         """Conjugate gradients, no further than the model holds."""
-        factor, law = self.factor, self._law(point)
+        factor, need = self.factor, self._need(point)
         assert factor is not None
-        least = 0.1 * max(self.goal.target(point), point.rounding)
-        softened = self._softened(point)[0]
-        dispersion = point.floor / max(self.data.error, 1e-300)
-
-        def enough(first: float, left: float, shrank: float) -> bool:
-            # A step of decrement d leaves of it about the share d over the dispersion, and more is
-            # gained elsewhere; for least squares the model holds everywhere
-            forcing = 0.0
-            if not self.data.problem.loss.quadratic:
-                forcing = min(_FORCING, first / max(dispersion, 1e-300))
-            share = min(law, max(shrank, 2 * factor.ratio))
-            nothing = left == first and first * softened <= self.goal.enough(point)
-            return nothing or left * share <= max(least, forcing * first)
-
-        judge = None if self.given is None else factor.decrement
-        return conjugate_gradients(
+        found = conjugate_gradients(
             lambda U: self.data.product(point, U, self.model),
             (self.given or factor).solve,
-            judge,
+            None if self.given is None else factor.decrement,
             point.gradient,
             point.rows.raw,
-            enough,
+            lambda found: self.inner.enough(found, need),
+            self.inner.most,
         )
+        return self.inner.told(found)
 
-    def _law(self, point: Point) -> float:
-        """Share of a decrement that one step by the preconditioner leaves, at most."""
-        if self.given is not None or self.data.problem.loss.coupling > 1:
-            return 1.0
-        assert self.factor is not None
+    def _need(self, point: Point) -> Need:
+        """Say what conjugate gradients have to find."""
+        factor = self.factor
+        assert factor is not None
         less, more = self._softened(point)
-        low, high = self.factor.ends
-        return float(max(1 - low / less, high * more - 1) ** 2)
+        law = 1.0
+        if self.given is None and self.data.problem.loss.coupling == 1:
+            low, high = factor.ends
+            law = float(max(1 - low / less, high * more - 1) ** 2)
+        dispersion = np.inf
+        if not self.data.problem.loss.quadratic:
+            dispersion = point.floor / max(self.data.error, 1e-300)
+        least = 0.1 * max(self.goal.target(point), point.rounding)
+        return Need(least, law, factor.ratio, less, dispersion, self.goal.enough(point))
 
     def _looked(self, point: Point, found: Found) -> Look:
         """Try the full step, and foresee what it leaves."""
-        factor = self.factor
-        assert factor is not None
         if not found.products:
             # The first preconditioned residual is the step
             found = found._replace(
@@ -296,8 +216,7 @@ class Newton:
         foreseen = np.inf
         fell = trial.objective <= point.objective + point.slack
         if fell and self.model is Model.CURVATURE and self.given is None:
-            share = min(self._law(point), max(found.shrank, 2 * factor.ratio))
-            left = max(found.left, 0.0) * share * self._softened(point)[0]
+            left = self.inner.leaves(found, self._need(point))
             curved = self.data.remainder(point, found.raw, trial)
             foreseen = float(np.square(np.sqrt(left) + np.sqrt(curved)))
         return Look(point, found.decrement, foreseen, Way(found, trial))
@@ -313,6 +232,7 @@ class Newton:
         # After a step that had to be shortened the next one assumes the stiffness
         model = Model.STIFFNESS if t < 0.5 else Model.CURVATURE
         then = self if model is self.model else self._assuming(model)
+        then = replace(then, inner=self.inner.after(found.decrement))
         otherwise = None
         if not (self.data.problem.loss.quadratic or self.model is Model.STIFFNESS):
             otherwise = self._assuming(Model.STIFFNESS)

@@ -378,6 +378,12 @@ class Factor:
         """Squared Newton decrement, ``g' P^-1 g``."""
         return float(np.sum(gradient * self.solve(gradient)))
 
+    def degrees_of_freedom(self, n_columns: int) -> float:
+        """Effective number of coefficients ``tr H (H + alpha)^-1`` of so many columns of W."""
+        each = zip(self.roots, self.factors, strict=True)
+        total = sum(float(np.sum((R @ T) ** 2)) for T, R in each)
+        return total * n_columns / len(self.roots)
+
     @property
     def ends(self) -> tuple[float, float]:
         """Extreme eigenvalues of P^-1 H by the law: ``(1 - c)/(1 +- sqrt(c))^2``."""

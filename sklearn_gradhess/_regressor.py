@@ -85,13 +85,15 @@ class PreconditionedSGDRegressor(DaskMixin, MultiOutputMixin, RegressorMixin, Pr
         whose scale gradients do not tell.
     noise_scale : float, default=1.0
         Total noise over the batch size, for noise="single".
-    preconditioner : {"auto", "identity"} or GradientCovarianceEstimator, default="auto"
-        "auto": a sketch of the Hessian, made anew when the curvature has moved. "identity": plain
-        steps, for comparison. An estimator is cloned and fitted, or used as it is when it is
-        fitted already, from somebody else's gradients perhaps.
+    preconditioner : {"auto", "exact", "sketch", "diagonal", "sample_space", "identity"} or \
+GradientCovarianceEstimator, default="auto"
+        The Hessian; a sketch of it, for many rows; its diagonal, for many or sparse features; the
+        Gram matrix of the rows, for few rows of many features; "auto": what costs least in time and
+        memory. "identity": plain steps, for comparison. An estimator is cloned and fitted, or used
+        as it is when it is fitted already, from somebody else's gradients perhaps.
     oversampling : float or "auto", default="auto"
         Batches a coefficient in the sketch. More make a better preconditioner at more cost; "auto"
-        is 40 for Newton steps and 4 for mini-batch steps.
+        is 40 (8 from 500 coefficients on) for Newton steps and 4 for mini-batch steps.
     shuffle : bool, default=True
         Deal the rows to the batches of the sketch at random.
     early_stopping : bool, default=False
@@ -142,17 +144,17 @@ class PreconditionedSGDRegressor(DaskMixin, MultiOutputMixin, RegressorMixin, Pr
         than the squared one, with the curvature that it assumes, which is no less than the second
         derivative. With "identity" a sketch made at the start. Not there for
         "quantile".
-    preconditioner_ : {"exact", "sketch", "identity", "estimator", "single"}
-        What was used: the Hessian of all rows, a sketch of it, none, the one given, or noisy
-        gradients.
+    preconditioner_ : {"exact", "sketch", "pooled", "diagonal", "sample_space", "identity", ...}
+        What was used: the Hessian of all rows, a sketch of it, one shared out to the classes, its
+        diagonal, the Gram matrix of the rows, none; or "estimator" and "single".
     rank_ : int
-        Number of directions of the features that the rows determine.
+        Number of directions of the features that the rows determine; NaN with "diagonal".
     df_ : float
         Effective degrees of freedom, ``tr H (H + alpha)^-1``, the intercept's included.
     coef_standard_error_ : ndarray of the shape of `coef_`
         Standard errors, with the dispersion of the residuals (one for log_loss); as exact as the
         Hessian: by a sketch of k batches they are off by some ``1/sqrt(2 k)``. Zero along
-        directions that the rows do not determine; NaN for three classes or more.
+        directions that the rows do not determine; NaN for three classes or more, and wide data.
     intercept_standard_error_ : float or ndarray
         Standard error of `intercept_`.
     n_features_in_ : int
@@ -302,7 +304,6 @@ class PreconditionedSGDRegressor(DaskMixin, MultiOutputMixin, RegressorMixin, Pr
             if is_dask(X):
                 return self._fit_blocks(X, y, sample_weight, coef_init, intercept_init)
             X, Y, sample_weight, self._vector = self._validate(X, y, sample_weight, reset=True)
-            self._refuse_unfit(X, Y)
             start = self._start_from(coef_init, intercept_init, X.shape[1], Y.shape[1])
             return self._minimise(
                 X, Y, self._make_loss(), sample_weight, start, Y[:, 0] if self._vector else Y

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from sklearn_gradhess import _blocks
 from sklearn_gradhess._blocks import Answer, Encoding
+from sklearn_gradhess._conjugate_gradients import Found, conjugate_gradients
 from sklearn_gradhess._descent import Goal, Look, Method, Model, Point, Step
-from sklearn_gradhess._newton import Found, conjugate_gradients
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._sketch import triangles_factor
@@ -257,7 +257,8 @@ class Rounds:
         least = 0.1 * max(self.goal.target(point), point.rounding)
         dispersion = point.floor / counted_error(self.data.problem)
 
-        def enough(first: float, left: float, shrank: float) -> bool:
+        def enough(found: Found) -> bool:
+            first, left, shrank = found.first, found.left, found.shrank
             if loss.quadratic:
                 rest = _rest(point, first - left)
                 goal = max(rest * least, point.rounding)

@@ -15,6 +15,7 @@ __all__ = ["Problem", "Rows", "Seen", "Trial"]
 
 Array = npt.NDArray[np.float64]
 _CHUNK_BYTES = 2**20
+_ENTRIES = 16  # stored entries a column of a piece of sparse rows
 _EPS = float(np.finfo(np.float64).eps)
 # Digits of an objective that summing the rows leaves
 _SLACK = 1e-13
@@ -94,6 +95,11 @@ class Problem:
         return self.X.shape[1] + int(self.has_intercept)
 
     @property
+    def n_columns(self) -> int:
+        """Number of columns of W that are free: all, or one less where a shift changes nothing."""
+        return self.Y.shape[1] - (self.loss.coupling > 1)
+
+    @property
     def ridge(self) -> Array:
         """Penalty of each coefficient, of shape (p, 1); zero for the intercept."""
         ridge = np.zeros((self.p, 1))
@@ -106,8 +112,16 @@ class Problem:
 
     def chunks(self) -> Iterator[tuple[slice, Any]]:
         """Yield all rows, a piece at a time that stays in cache."""
-        width = self.X.nnz / self.n if sparse.issparse(self.X) else self.X.shape[1]
-        step = max(256, int(_CHUNK_BYTES / (8 * max(width, 1))))
+        least = 0.0
+        width = self.X.shape[1]
+        if sparse.issparse(self.X):
+            width = max(self.X.nnz / self.n, 1)
+            # Sums over a piece are dense: it has many more entries than there are columns
+            least = _ENTRIES * self.X.shape[1] / width
+            if self.n <= 2 * least and self.X.dtype == np.float64:
+                yield slice(0, self.n), self.X
+                return
+        step = max(256, int(_CHUNK_BYTES / (8 * max(width, 1))), int(least))
         for start in range(0, self.n, step):
             piece = slice(start, min(start + step, self.n))
             yield piece, self.rows(piece)
@@ -170,6 +184,8 @@ class Rows:
         Visits to rows so far, over their number.
     rate : float
         Length of the last mini-batch steps; zero if there were none.
+    degrees : float
+        Effective number of coefficients: all of them, unless somebody knows better.
     unit : float
         Size of a loss that rounding is judged against.
     constant : float
@@ -179,11 +195,13 @@ class Rows:
     problem: Problem
     passes: float = 0.0
     rate: float = 0.0
+    degrees: float = field(init=False)
     unit: float = field(init=False)
     constant: float = field(init=False)
 
     def __post_init__(self) -> None:
         problem = self.problem
+        self.degrees = problem.p * float(problem.n_columns)
         constant = np.broadcast_to(problem.loss.constant(problem.Y), problem.Y.shape)
         self.constant = float(problem.weighted(constant).sum() / problem.n)
         if problem.loss.own_unit:
@@ -282,11 +300,17 @@ class Rows:
 
     def arrive(self, trial: Trial) -> Point:
         """Gradient at a place that was tried: half a pass."""
-        problem, gradient = self.problem, np.zeros_like(trial.W)
-        for piece, Z in problem.chunks():
-            gradient += problem.adjoint(Z, problem.weighted(trial.seen.slope[piece], piece))
-        self.passes += 0.5
+        gradient = self.sum_of_rows(self.problem.weighted(trial.seen.slope))
         return self._point(trial.W, trial.objective, gradient, trial.seen)
+
+    def sum_of_rows(self, residual: Array) -> Array:
+        """Sum of rows, each times its residual: half a pass."""
+        problem = self.problem
+        total = np.zeros((problem.p, residual.shape[1]))
+        for piece, Z in problem.chunks():
+            total += problem.adjoint(Z, residual[piece])
+        self.passes += 0.5
+        return total
 
     def remainder(self, point: Point, raw_u: Array, trial: Trial) -> float:
         """Bound on the decrement that a full Newton step leaves, beyond its own residual.
@@ -379,6 +403,4 @@ class Rows:
     @property
     def error(self) -> float:
         """Statistical error of the decrement, in units of the dispersion: ``p t / N``."""
-        problem = self.problem
-        free = problem.Y.shape[1] - (problem.loss.coupling > 1)
-        return problem.p * free / problem.observations
+        return self.degrees / self.problem.observations

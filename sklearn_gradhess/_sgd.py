@@ -20,7 +20,7 @@ from sklearn_gradhess._descent import Ending, Goal, Look, descend
 from sklearn_gradhess._fitted import OneFactor
 from sklearn_gradhess._inference import Inference, infer
 from sklearn_gradhess._losses import Loss
-from sklearn_gradhess._memory import refuse_wide
+from sklearn_gradhess._memory import allowed, refuse_many_rows, refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._penalty import Penalty, Spread
@@ -67,7 +67,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         "noise": [StrOptions({"antithetic", "single"})],
         "noise_scale": [Interval(Real, 0, None, closed="neither")],
         "preconditioner": [
-            StrOptions({"auto", "exact", "sketch", "identity"}),
+            StrOptions({"auto", "exact", "sketch", "diagonal", "sample_space", "identity"}),
             GradientCovarianceEstimator,
         ],
         "oversampling": [Interval(Real, 1, None, closed="neither"), StrOptions({"auto"})],
@@ -83,16 +83,16 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     _factors: Sequence[Array]
 
     def _refuse_unfit(self, X: Any, Y: Array) -> None:
-        """Raise ValueError where features are too many to be fitted."""
+        """Raise ValueError where features are too many for matrices of the Hessian's size."""
         classifier = isinstance(self, ClassifierMixin)
         refuse_wide(
             X.shape[1],
             n_outputs=Y.shape[1] if classifier else 1,  # targets share their curvature
             instead=(
-                f"Use sklearn.linear_model.{'LogisticRegression' if classifier else 'Ridge'} or "
-                f"{'SGDClassifier' if classifier else 'SGDRegressor'}, which need no such matrix; "
-                "or take fewer features, by sklearn.decomposition.TruncatedSVD or "
-                "sklearn.feature_selection."
+                "Use fit with preconditioner='diagonal' and no setting of mini-batch steps, which "
+                "needs no such matrix; for a stream sklearn.linear_model."
+                f"{'SGDClassifier' if classifier else 'SGDRegressor'}; or take fewer features, by "
+                "sklearn.decomposition.TruncatedSVD or sklearn.feature_selection."
             ),
         )
 
@@ -124,7 +124,8 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 self._fit_saw = self._fit_saw._replace(loss=loss)
                 held_out = held_out and replace(held_out, loss=loss)
                 monitor = Monitor(self, X, labels, held_out)
-                solution = solve(problem, replace(settings, on_iteration=monitor), rng, start)
+                settings = replace(settings, on_iteration=monitor, shows_coef=monitor.sees_coef)
+                solution = solve(problem, settings, rng, start)
                 solution = solution._replace(n_passes=solution.n_passes + n_passes)
             monitor.close(solution.W)
             self._store_solution(solution, problem)
@@ -174,19 +175,36 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             self.variance_reduction,
         )
         plain = isinstance(self.preconditioner, str) and self.preconditioner == "identity"
-        wanted = self.preconditioner if self.preconditioner in ("exact", "sketch") else "auto"
+        wanted = "auto"
+        if isinstance(self.preconditioner, str) and not plain:
+            wanted = self.preconditioner
+        stepwise = plain or steps != StepSettings()
+        if stepwise and wanted in ("diagonal", "sample_space"):
+            raise ValueError(
+                f"preconditioner={wanted!r} goes by Newton steps on all rows, but batch_size, "
+                "learning_rate, average or variance_reduction ask for mini-batch steps. Leave them "
+                "at their defaults, or use preconditioner='sketch'."
+            )
+        columns = 1 if problem.loss.quadratic else problem.Y.shape[1]
         chosen = plan(
             problem.n,
             problem.p,
             density=problem.X.nnz / max(np.prod(problem.X.shape), 1)
             if sparse.issparse(problem.X)
             else 1.0,
-            n_columns=1 if problem.loss.quadratic else problem.Y.shape[1],
+            n_columns=columns,
             quadratic=problem.loss.quadratic,
             preconditioner=wanted,
             oversampling=None if isinstance(self.oversampling, str) else self.oversampling,
-            steps=plain or steps != StepSettings(),
+            steps=stepwise,
+            coupled=problem.loss.coupling > 1,
+            square=not isinstance(self.preconditioner, str),
+            memory=allowed(),
         )
+        if chosen.preconditioner in ("exact", "sketch", "pooled"):
+            self._refuse_unfit(problem.X, problem.Y)
+        if chosen.preconditioner == "sample_space":
+            refuse_many_rows(problem.n, n_outputs=columns)
         if self.verbose:
             print(f"plan: {chosen}")
         self.preconditioner_ = chosen.preconditioner
@@ -270,6 +288,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         monitor: Monitor,
     ) -> Solution:
         """Minimise by what one noisy gradient a batch tells."""
+        self._refuse_unfit(problem.X, problem.Y)
         if problem.Y.shape[1] != 1:
             raise ValueError(
                 f"noise='single' sees one gradient a batch, but there are {problem.Y.shape[1]} "
@@ -329,10 +348,13 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 self._estimator.fitted_, problem.has_intercept, unit_first=unit_first
             )
         self._sketched = (factor.n_batches, factor.batch_size, problem.n)
+        self._degrees = solution.degrees
         self._ridge = problem.ridge[:, 0]
         self._observations = float(problem.observations)
-        self.rank_ = problem.p - problem.has_intercept - factor.n_clipped
-        free = self._observations - self.rank_ - problem.has_intercept
+        rank = problem.p - problem.has_intercept - factor.n_clipped
+        free = self._observations - rank - problem.has_intercept
+        # A diagonal tells no rank
+        self.rank_ = np.nan if self.preconditioner_ == "diagonal" else rank
         self._dispersion = solution.dispersion * (
             1 if problem.loss.likelihood else self._observations
         )
@@ -360,6 +382,13 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 f"covariance_estimator_ is not there for loss={self.loss!r}, to which no noise is "
                 "calibrated."
             )
+        if not self._factors:
+            d = self.n_features_in_
+            raise AttributeError(
+                f"covariance_estimator_ is a matrix of {d} x {d}, {8 * d**2 / 2**30:.3g} GiB, and "
+                f"a fit with preconditioner_={self.preconditioner_!r} makes none. Fit with "
+                "preconditioner='exact' or 'sketch', or take fewer features."
+            )
         n_batches, batch_size, n_samples = self._sketched
         root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
         return GradientCovarianceEstimator._from_factor(
@@ -381,11 +410,15 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     @property
     def df_(self) -> float:
         """Effective degrees of freedom."""
+        if np.isfinite(getattr(self, "_degrees", np.nan)):
+            return self._degrees
         return self._inference("df_").df * max(len(self._factors) - 1, 1)
 
     @property
     def coef_standard_error_(self) -> Array:
         """Standard errors of `coef_`, of its shape."""
+        if hasattr(self, "_factors") and not len(self._factors):
+            return np.full_like(self.coef_, np.nan)
         found = self._inference("coef_standard_error_").standard_error
         errors = found[int(self.fit_intercept) :]
         return self._like_coef(errors[:, None] * np.sqrt(np.atleast_1d(self._dispersion)))
@@ -393,18 +426,20 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     @property
     def intercept_standard_error_(self) -> Any:
         """Standard errors of `intercept_`, of its shape."""
+        if hasattr(self, "_factors") and not len(self._factors):
+            return self._like_intercept(np.full(np.size(self.intercept_), np.nan))
         found = self._inference("intercept_standard_error_").standard_error
         first = found[0] if self.fit_intercept else 0.0
         return self._like_intercept(first * np.sqrt(np.atleast_1d(self._dispersion)))
 
     def _like_coef(self, errors: Array) -> Array:
         """Errors of shape (d, t) in the shape of `coef_`; not known where classes are coupled."""
-        if len(self._factors) > 1:
+        if len(self._factors) > 1 or self.preconditioner_ == "pooled":
             return np.full(self.coef_.shape, np.nan)
         return np.broadcast_to(errors.T, np.atleast_2d(self.coef_).shape).reshape(self.coef_.shape)
 
     def _like_intercept(self, errors: Array) -> Any:
-        if len(self._factors) > 1:
+        if len(self._factors) > 1 or self.preconditioner_ == "pooled":
             return np.full(np.shape(self.intercept_), np.nan)
         if np.ndim(self.intercept_) == 0:
             return float(errors[0])

@@ -8,12 +8,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_gradhess._conjugate_gradients import (
+    ByGains,
+    ByLaw,
+    Inner,
+    InverseHessian,
+    Need,
+    conjugate_gradients,
+)
 from sklearn_gradhess._descent import Descent, Ending, Goal, Look, Method, Model, Point, descend
+from sklearn_gradhess._diagonal import Diagonal, diagonal_hessian
 from sklearn_gradhess._newton import Newton, drifts
 from sklearn_gradhess._plan import Plan
 from sklearn_gradhess._plan import plan as choose
+from sklearn_gradhess._pooled import pooled_hessian
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem, Rows
+from sklearn_gradhess._sample_space import in_sample_space
 from sklearn_gradhess._sketch import PROBES, Sketched, hessian_factor, sketch_factor
 from sklearn_gradhess._steps import Made, Steps, StepSettings
 from sklearn_gradhess._validation import largest_entry
@@ -31,6 +42,12 @@ _EXTREME = 400
 _LEFT = 0.04
 # Statistical errors that are left of the start, which serves a part of the rows
 _COARSE = 0.3
+# Preconditioners whose spectrum against the Hessian no law bounds
+_LAWLESS = ("diagonal", "pooled")
+# Share of an effective number of coefficients to which it is found
+_COUNTED = 0.1
+# Passes for the variances of the features, the Gram matrix of the rows, and the coefficients
+_TO_SAMPLES = 3.5
 
 
 @dataclass(frozen=True)
@@ -46,19 +63,21 @@ class Settings:
     given: Factor | None = None
     safeguard: bool = True
     on_iteration: Callable[[Array, dict[str, Any]], bool] | None = None
+    shows_coef: bool = True  # whether it looks at coefficients, which may be some work to make
 
 
 class Solution(NamedTuple):
     """Where `solve` ended."""
 
     W: Array
-    factor: Factor
+    factor: InverseHessian
     ending: Ending
     target: float  # decrement that was asked for
     learning_rate: float
     n_passes: float
     history: list[dict[str, Any]]
     dispersion: Any  # mean squared slope over mean curvature, of each column or of all
+    degrees: float = np.nan  # effective number of coefficients
 
     @property
     def converged(self) -> bool:
@@ -74,7 +93,8 @@ class _Fit:
     settings: Settings
     rng: np.random.Generator
     data: Rows = field(init=False)
-    factor: Factor | None = None  # the last that was made
+    factor: InverseHessian | None = None  # the last that was made
+    counted: float = np.nan  # effective number of coefficients, once it is known
 
     def __post_init__(self) -> None:
         self.data = Rows(self.problem)
@@ -103,9 +123,55 @@ class _Fit:
         self.factor = made.factor
         return made
 
-    def make(self, weights: Array | None) -> Factor:
+    def make(self, weights: Array | None) -> InverseHessian:
         """Return the preconditioner alone."""
+        if self.settings.plan.preconditioner == "diagonal":
+            return self.diagonal(weights)
+        if self.settings.plan.preconditioner == "pooled":
+            assert weights is not None
+            pooled = pooled_hessian(self.problem, weights)
+            self.data.passes += pooled.n_passes
+            self.factor = pooled
+            return pooled
         return self.sketched(weights).factor
+
+    def diagonal(self, weights: Array | None) -> Diagonal:
+        """Diagonal of the Hessian; it bounds the effective number of coefficients, too."""
+        problem, data = self.problem, self.data
+        found = diagonal_hessian(problem, weights)
+        data.passes += 1
+        most = min(problem.n, problem.p) * problem.n_columns
+        if np.isnan(self.counted):
+            data.degrees = min(found.degrees_of_freedom(problem.n_columns), most)
+        self.factor = found
+        return found
+
+    def count(self, point: Point) -> float:
+        """Estimate the effective number of coefficients at a point, and judge by it from here on.
+
+        A noisy gradient h has the Hessian for its covariance, so that its decrement
+        ``h' (H + alpha)^-1 h`` is the trace of ``H (H + alpha)^-1`` on the mean (MATH 7.2).
+        """
+        problem, data, factor = self.problem, self.data, self.factor
+        assert factor is not None
+        signs = self.rng.choice([-1.0, 1.0], problem.Y.shape)
+        noise = problem.loss.target_noise(problem.Y, point.rows.raw, signs)
+        if problem.weight is not None:
+            noise *= np.sqrt(problem.weight)[:, None]
+        gradient = data.sum_of_rows(noise) / np.sqrt(problem.n)
+        inner, need = ByGains(_COUNTED), Need(0.0)
+        found = conjugate_gradients(
+            lambda U: data.product(point, U, Model.CURVATURE),
+            factor.solve,
+            None,
+            gradient,
+            noise,
+            lambda found: inner.enough(found, need),
+            inner.most,
+        )
+        # What is sure bounds what is estimated
+        self.counted = data.degrees = min(inner.told(found).decrement, data.degrees)
+        return self.counted
 
     def stale(self, method: Method, look: Look) -> bool:
         """Whether the Hessian that the fit leaves behind is not near enough to that at its end."""
@@ -156,6 +222,8 @@ def solve(
     start : ndarray of shape (p, t), default=None
         Where to start; None finds a start of its own.
     """
+    if settings.plan.preconditioner == "sample_space":
+        return _solve_in_sample_space(problem, settings, rng, start)
     # Steps that diverge are caught and undone
     with np.errstate(over="ignore", invalid="ignore"):
         unit = _unit(problem)
@@ -177,6 +245,31 @@ def solve(
         )
 
 
+def _solve_in_sample_space(
+    problem: Problem, settings: Settings, rng: np.random.Generator, start: Array | None
+) -> Solution:
+    """Solve the problem with as many features as rows, by its Hessian."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        space = in_sample_space(problem)
+    small, told = space.problem, settings.on_iteration
+
+    def tell(V: Array, record: dict[str, Any]) -> bool:
+        return bool(told and told(space.lift(V) if settings.shows_coef else V, record))
+
+    inner = replace(settings, plan=Plan("exact", "newton", small.n, 1), on_iteration=tell)
+    found = solve(small, inner, rng, None if start is None else space.lower(start))
+    factor = found.factor
+    assert isinstance(factor, Factor)
+    clipped = factor.n_clipped + problem.p - small.p
+    degrees = factor.degrees_of_freedom(small.n_columns)
+    return found._replace(
+        W=space.refined(found.W),
+        factor=replace(factor, roots=(), factors=(), n_clipped=clipped),
+        n_passes=found.n_passes + _TO_SAMPLES,
+        degrees=degrees,
+    )
+
+
 def _unit(problem: Problem) -> np.float64:
     """Return a power of two to divide targets by whose squares would overflow or vanish."""
     exponent = 0
@@ -196,41 +289,61 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
         told = settings.on_iteration
         return bool(told and told(look.point.W, history[-1]))
 
-    W, method, look, ending = _descend(fit, start, watch)
-    goal = fit.goal
-    suspicious = ending is Ending.CONVERGED and _may_drift(problem, look)
-    if suspicious and drifts(Newton(data, goal, fit.make), look.point):
+    found = _descend(fit, start, watch)
+    lawless, goal = settings.plan.preconditioner in _LAWLESS, fit.goal
+    if lawless and found.ending is Ending.CONVERGED and data.degrees > 0:
+        bound, last = data.degrees, found.look.point
+        floor = last.floor * fit.count(last) / bound
+        reached = min(found.look.decrement, found.look.foreseen)
+        left = settings.max_iter + 1 - len(history)
+        if reached > goal.enough(last._replace(floor=floor)) and left > 0:
+            found = _onward(fit, found.method, data.at(found.W), left, watch)
+    W, method, look, ending = found
+    suspicious = ending is Ending.CONVERGED and _may_drift(problem, look, told=not lawless)
+    drifting = replace(goal, tol=0.0) if lawless else goal
+    if suspicious and drifts(_newton(fit, drifting), look.point):
         ending = Ending.UNBOUNDED
     if fit.stale(method, look):
         fit.make(None if problem.loss.quadratic else data.weights(look.point, Model.CURVATURE))
     assert fit.factor is not None
     target, dispersion = goal.enough(look.point), data.dispersion(look.point)
-    return Solution(W, fit.factor, ending, target, data.rate, data.passes, history, dispersion)
+    degrees = data.degrees if lawless else np.nan
+    return Solution(
+        W, fit.factor, ending, target, data.rate, data.passes, history, dispersion, degrees
+    )
+
+
+def _newton(fit: _Fit, goal: Goal) -> Newton:
+    """Newton steps, judged as the preconditioner allows."""
+    inner: Inner = ByLaw()
+    if fit.settings.plan.preconditioner in _LAWLESS:
+        inner = ByGains(0.0 if fit.problem.loss.quadratic else ByGains.share)
+    return Newton(fit.data, goal, fit.make, inner=inner)
 
 
 def _descend(
     fit: _Fit, start: Array | None, watch: Callable[[Look], bool] = lambda look: False
 ) -> Descent:
-    problem = fit.problem
     point, method = _begin(fit, fit.goal, start)
-    found = descend(
-        method,
-        point,
-        fit.goal,
-        fit.settings.max_iter,
-        watch,
-        lambda at: separated(problem, at),
-    )
-    _refuse_overflow(problem, found.W)
+    return _onward(fit, method, point, fit.settings.max_iter, watch)
+
+
+def _onward(
+    fit: _Fit, method: Method, point: Point, most: int, watch: Callable[[Look], bool]
+) -> Descent:
+    found = descend(method, point, fit.goal, most, watch, lambda at: separated(fit.problem, at))
+    _refuse_overflow(fit.problem, found.W)
     return found
 
 
 def _begin(fit: _Fit, goal: Goal, start: Array | None) -> tuple[Point, Method]:
     """Where to start, and who does."""
     problem, settings, data = fit.problem, fit.settings, fit.data
-    newton = Newton(data, goal, fit.make)
+    newton = _newton(fit, goal)
     if settings.given is not None:
         return _begin_given(fit, newton, start)
+    if settings.plan.preconditioner == "diagonal":
+        return _begin_wide(fit, newton, start)
     if settings.plan.method == "steps":
         return _begin_steps(fit, newton, start)
     if problem.loss.quadratic:
@@ -254,7 +367,7 @@ def _begin_given(fit: _Fit, newton: Newton, start: Array | None) -> tuple[Point,
     assert settings.given is not None
     point = _no_worse_than_null(data, start)
     quadratic = problem.loss.quadratic
-    judge = fit.make(None if quadratic else data.weights(point, Model.STIFFNESS))
+    judge = fit.sketched(None if quadratic else data.weights(point, Model.STIFFNESS)).factor
     given = settings.given
     if settings.safeguard:
         given = given.scaled_to(judge, problem.ridge)
@@ -265,6 +378,18 @@ def _begin_given(fit: _Fit, newton: Newton, start: Array | None) -> tuple[Point,
     made = Made(given, stiffness, fit.probes_of(given))
     otherwise = method if settings.safeguard else None
     return point, Steps(data, newton.goal, None, made, settings.steps, fit.rng, judge, otherwise)
+
+
+def _begin_wide(fit: _Fit, newton: Newton, start: Array | None) -> tuple[Point, Method]:
+    """At the null model, with the diagonal there."""
+    problem = fit.problem
+    weights = None
+    if not problem.loss.quadratic:
+        null = np.broadcast_to(problem.null_model()[0] * problem.has_intercept, problem.Y.shape)
+        weights = problem.loss.stiffness(problem.Y, np.array(null))
+    factor = fit.diagonal(weights)
+    point = _no_worse_than_null(fit.data, start)
+    return point, replace(newton, factor=factor, made_of=weights)
 
 
 def _begin_steps(fit: _Fit, newton: Newton, start: Array | None) -> tuple[Point, Method]:
@@ -372,9 +497,9 @@ def separated(problem: Problem, point: Point) -> bool:
     return bool(np.all(value[problem.weighted(np.ones(problem.n)) > 0] < np.log(2)))
 
 
-def _may_drift(problem: Problem, look: Look) -> bool:
-    """Whether a step that was small in what it gained moved some row far."""
+def _may_drift(problem: Problem, look: Look, *, told: bool) -> bool:
+    """Whether a step that was small in what it gained moved some row far, or has not told."""
     if not problem.loss.asymptotic or np.any(problem.alpha):
         return False
     # Steps on mini-batches know no raw predictions of theirs
-    return look.way is None or bool(np.abs(look.way.found.raw).max() > 0.1)
+    return not told or look.way is None or bool(np.abs(look.way.found.raw).max() > 0.1)

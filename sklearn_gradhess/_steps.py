@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_gradhess._conjugate_gradients import conjugate_gradients
 from sklearn_gradhess._descent import Goal, Look, Method, Model, Point, Step
-from sklearn_gradhess._newton import conjugate_gradients
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Rows
 
@@ -187,7 +187,7 @@ class Steps:
             None,
             point.gradient,
             place.rows.raw,
-            lambda first, left, _: left <= max(1e-2 * min(target, first), 1e-4 * first),
+            lambda found: found.left <= max(1e-2 * min(target, found.first), 1e-4 * found.first),
         )
         if data is not self.data:
             self.data.passes += found.products * data.problem.n / problem.n

@@ -41,6 +41,7 @@ _REPORTS = (
     "_sketched",
     "_ridge",
     "_dispersion",
+    "_degrees",
 )
 # and what the stream has taken over
 _FIT = ("_factors", "_fit_saw")
@@ -163,6 +164,12 @@ class StreamMixin:
         _refuse_change(saw, loss, has_intercept, t)
         loss = saw.loss  # at its scale
         W = self._coefficients()  # type: ignore[attr-defined]
+        if not factors:
+            raise ValueError(
+                f"partial_fit goes on from the Hessian that fit made, but of {len(W)} coefficients "
+                "it made none: features are many. Fit with preconditioner='exact', or begin a new "
+                "estimator with partial_fit."
+            )
         quadratics = []
         for j, w in enumerate(W.T):
             root = np.sqrt(saw.seen.weight) * factors[min(j, len(factors) - 1)]

@@ -32,6 +32,7 @@ from benchmarks import (
     scaling,
     solver,
     streams,
+    wide,
 )
 from benchmarks.__main__ import THEMES, main
 from benchmarks.measure import best_times, log_slope, peak_memory, slope, time_ratios
@@ -499,6 +500,21 @@ def test_scaling_themes():
     ours = [row for row in rows if row["model"] == "PreconditionedSGDRegressor"]
     assert ours[0]["quantity"] == "passes"
     assert ours[0]["slope"] == 0.0  # affine equivariant
+
+
+def test_wide_theme():
+    small = {"text": (300, 1_500), "categories": (300, 1_500), "genes": (40, 1_200)}
+    rows = wide.classes.run(problems=small | {"images": (100, 12)}, repeat=1, saga=3)
+    used = {row["data"]: row["preconditioner"] for row in rows if row["preconditioner"]}
+    assert used == {
+        "text": "diagonal",
+        "categories": "diagonal",
+        "genes": "sample_space",
+        "images": used["images"],
+    }
+    assert used["images"] in ("exact", "pooled")
+    assert max(row["gap"] for row in rows if "tol" in row["model"]) < 1e-2
+    assert all(row["gap"] >= 0 for row in rows)
 
 
 def test_stream_themes():
