@@ -147,9 +147,9 @@ class DaskMixin:
                 )
             encoding, counts = Encoding(model._make_loss(), bool(model.fit_intercept), name), None
         solution, shape = fit.solve(encoding, counts, coef_init, intercept_init)
+        model.preconditioner_ = "sketch" if solution.factor.ratio else "exact"
         model._store_solution(solution, shape)
         model.n_rounds_ = engine.rounds
-        model.preconditioner_ = "sketch" if solution.factor.ratio else "exact"
         model._store(solution.W, engine.collection.dtype)
         model._warn(solution, shape)
         return self
@@ -223,8 +223,9 @@ class _Fit:
             oversampling=self._oversampling,
         )
         size = 1
-        if chosen.preconditioner == "sketch":
-            size = max(1, counts.n // sketch_batches(problem.p, self._oversampling))
+        n_batches = sketch_batches(problem.p, self._oversampling)
+        if chosen.preconditioner != "exact" and 2 * n_batches <= counts.n:
+            size = counts.n // n_batches
         data = Blocks(
             self.engine,
             encoding,
@@ -416,7 +417,11 @@ def _refuse_settings(model: Any) -> None:
                 f"{name}={value!r} needs rows in memory, and X is a dask collection. Set "
                 f"{name}={default!r}, or fit X.compute()."
             )
-    if not isinstance(model.preconditioner, str) or model.preconditioner == "identity":
+    if not isinstance(model.preconditioner, str) or model.preconditioner not in (
+        "auto",
+        "exact",
+        "sketch",
+    ):
         raise ValueError(
             "On dask collections the preconditioner is made of the rows themselves, but "
             f"preconditioner={model.preconditioner!r}. Set preconditioner='auto', or fit "

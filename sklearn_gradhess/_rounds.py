@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from sklearn_gradhess import _blocks
 from sklearn_gradhess._blocks import Answer, Encoding
+from sklearn_gradhess._conjugate_gradients import Found, conjugate_gradients
 from sklearn_gradhess._descent import Goal, Look, Method, Model, Point, Step
-from sklearn_gradhess._newton import Found, conjugate_gradients
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._sketch import triangles_factor
@@ -258,13 +258,13 @@ class Rounds:
         dispersion = point.floor / counted_error(self.data.problem)
 
         def enough(found: Found) -> bool:
-            first, left = found.first, found.left
+            first, left, shrank = found.first, found.left, found.shrank
             if loss.quadratic:
                 rest = _rest(point, first - left)
                 goal = max(rest * least, point.rounding)
                 if np.isnan(point.objective):  # how far to go shows where one has arrived
                     goal = max(goal, _BLIND * first)
-                return left * self._left(told, found.shrank) <= goal
+                return left * self._left(told, shrank) <= goal
             if loss.coupling == 1:
                 return True
             return left <= max(least, min(_FORCING, first / max(dispersion, 1e-300)) * first)
