@@ -55,7 +55,10 @@ def dense_pass(rng, n, p):
 
 def sparse_pass(rng, n, p, density):
     """Return a pass over CSR rows, to be timed, and its stored entries."""
-    X = sparse.random_array((n, p), density=density, format="csr", rng=rng)
+    stored = max(round(density * p), 1)  # in each row
+    index = np.sort(rng.integers(p, size=(n, stored)), axis=1).ravel()
+    start = np.arange(0, n * stored + 1, stored)
+    X = sparse.csr_array((rng.standard_normal(n * stored), index, start), shape=(n, p))
     w = rng.standard_normal(p)
     return lambda: X.T @ (X @ w), X.nnz
 
