@@ -32,6 +32,7 @@ _PASSES_POOLED = 40  # and with one Hessian for all classes
 _HESSIANS = 6  # that Newton steps need for losses other than the squared one
 _CUBES = 3  # cubes of p that a root of a Hessian and its inverse take
 _POOLED = 100  # coefficients up to which every class has a Hessian
+_FEW = 100  # rows up to which their features are as many as matter
 _NARROW = 1_000  # coefficients up to which a matrix of their square is no matter
 _WIDEST = 5_000  # and from which on none is made unasked
 _SPARSE_BELOW = 0.1  # density up to which columns are hardly combinations of each other
@@ -144,6 +145,8 @@ def _cheaper(
         costs["auto"] = newton(p, n_columns)
     if coupled and _POOLED < p <= _WIDEST and matrices(p, 1) <= memory:
         costs["pooled"] = newton(p, 1) + _PASSES_POOLED * one_pass
+    if _FEW < n < p <= _NARROW and density == 1.0:
+        costs["sample_space"] = n * p * (_ENTRY + n * _FLOP) + 10 * n**3 * _FLOP
     if p > _NARROW:
         passes = _PASSES if density < _SPARSE_BELOW else _PASSES_DENSE
         costs["diagonal"] = passes * one_pass

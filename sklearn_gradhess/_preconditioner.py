@@ -245,7 +245,7 @@ def gram_roots(
     has_intercept: bool,
     alpha: Array | float = 0.0,
     precision: float = _EPS,
-) -> tuple[Array, Array, float] | None:
+) -> tuple[Array, Array, float, int] | None:
     """Return T and R of a Gram matrix of rows (1, x - shift), ``T T' = (R'R + alpha)^-1``.
 
     By the Cholesky factor of the matrix scaled to unit diagonal: fast, but the condition number is
@@ -272,6 +272,8 @@ def gram_roots(
         Upper triangular root of the matrix without the ridge, in the same coordinates.
     condition : float
         Reciprocal condition number of the scaled matrix.
+    n_constant : int
+        Features that are constant to the digits they have, and left out: no rank is in doubt there.
     """
     h = int(has_intercept)
     centered, mean, total = gram, shift, 1.0
@@ -284,10 +286,14 @@ def gram_roots(
     variance = np.diag(centered).copy()
     penalised = centered + np.diag(np.broadcast_to(alpha, len(variance)))
     scale = np.sqrt(np.maximum(np.diag(penalised), 0.0))
+    cutoff = _cutoff(len(scale), precision)
+    spread = cutoff * np.sqrt(variance.clip(0) + total * mean**2)
+    kept = scale > spread
+    if not kept.all() and np.isfinite(spread).all():
+        return _without(gram, shift, kept, mean, total, has_intercept, alpha, precision)
     if not (np.all(scale > 0) and np.isfinite(scale).all()):
         return None
-    cutoff = _cutoff(len(scale), precision)
-    noise = cutoff * np.max(np.sqrt(variance.clip(0) + total * mean**2) / scale, initial=0.0)
+    noise = np.max(spread / scale, initial=0.0)
     inverse = _inverse_cholesky(
         penalised / scale / scale[:, None], max(_TRUSTED, (10 * noise) ** 2)
     )
@@ -297,10 +303,45 @@ def gram_roots(
     root = _root(centered, variance) if np.any(alpha) else root * scale
     T = T / scale[:, None]
     if not h:
-        return T, root, condition
+        return T, root, condition, 0
     R = np.zeros((len(root) + 1, len(root) + 1))
     R[0, 0], R[0, 1:], R[1:, 1:] = np.sqrt(total), np.sqrt(total) * mean, root
-    return _with_intercept(T, 1 / np.sqrt(total), mean), R, condition
+    return _with_intercept(T, 1 / np.sqrt(total), mean), R, condition, 0
+
+
+def _without(
+    gram: Array,
+    shift: Array,
+    kept: npt.NDArray[np.bool_],
+    mean: Array,
+    total: float,
+    has_intercept: bool,
+    alpha: Array | float,
+    precision: float,
+) -> tuple[Array, Array, float, int] | None:
+    """`gram_roots` of the features kept; the others are constant, and have but a mean."""
+    h = int(has_intercept)
+    index = np.flatnonzero(np.concatenate([np.ones(h, dtype=bool), kept]))
+    block = np.ix_(index, index)
+    found: tuple[Array, Array, float, int] | None
+    if kept.any():
+        found = gram_roots(
+            gram[block],
+            shift[kept],
+            has_intercept=has_intercept,
+            alpha=np.broadcast_to(alpha, len(kept))[kept],
+            precision=precision,
+        )
+    else:
+        root = np.full((h, h), np.sqrt(total))
+        found = 1 / root, root, 1.0, 0
+    if found is None:
+        return None
+    T, R = np.zeros_like(gram, order="C"), np.zeros_like(gram, order="C")
+    T[block], R[block] = found[0], found[1]
+    if h:
+        R[0, 1:][~kept] = np.sqrt(total) * mean[~kept]
+    return T, R, found[2], found[3] + int(np.sum(~kept))
 
 
 def _inverse_cholesky(correlation: Array, least: float) -> tuple[Array, Array, float] | None:

@@ -342,10 +342,10 @@ class _Gram:
         )
         if found is None:
             return None
-        inverse, factor, condition = found
+        inverse, factor, condition, n_constant = found
         right, square = gram[:p, p:], np.diag(gram)[p:].copy()
         if not right.shape[1]:
-            return _Solved(inverse, factor, 0, None)
+            return _Solved(inverse, factor, n_constant, None)
         step = np.empty(right.shape)
         inner, centred = inverse[h:, h:], right[h:]
         if h:
@@ -361,7 +361,7 @@ class _Gram:
         error = (_ROUNDING / condition) ** 2 * explained
         if h:
             step[0] = right[0] / gram[0, 0] - (mean + shift) @ step[1:]
-        return _Solved(inverse, factor, 0, step, rest, float(error.sum()))
+        return _Solved(inverse, factor, n_constant, step, rest, float(error.sum()))
 
 
 class _Triangle:

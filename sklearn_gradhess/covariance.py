@@ -179,10 +179,9 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         Single noise, or none but a known inherent one: remove the nuisance by a formula that is
         exact for Gaussian features, and wrong for heavy tails or plus-minus-one features. "auto":
         for the squared loss.
-    loss : {"squared_error", "log_loss", "poisson", "gamma", "tweedie", "huber"}, \
-            default="squared_error"
-        Loss whose Hessian at `coef` is wanted, with log link for "poisson", "gamma" and "tweedie",
-        and targets in [0, 1] for "log_loss". Noise is calibrated to its curvature. Beyond the
+    loss : {"squared_error", "log_loss", "poisson", "gamma", ...}, default="squared_error"
+        Loss whose Hessian at `coef` is wanted, "tweedie" and "huber" too; with log link for
+        "poisson", "gamma" and "tweedie", and targets in [0, 1] for "log_loss". Noise is calibrated to its curvature. Beyond the
         squared loss, `covariance_` is the Hessian with the intercept eliminated, and `location_`
         the curvature-weighted mean of the features.
     epsilon : float, default=1.35

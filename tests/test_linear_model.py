@@ -1069,8 +1069,8 @@ def test_a_stream_after_plain_steps_weighs_the_rows_that_they_saw(monkeypatch, r
     model = Regressor(preconditioner="identity", tol=1e-6, max_iter=400, random_state=0)
     model.fit(X[:3000], y[:3000])
     model.partial_fit(X[3000:], y[3000:])
-    # A quarter of the rows move the solution by a third of a statistical error, of which a sketch of
-    # 36 batches for five coefficients is off by the share 5/36, with a wide spread
+    # A quarter of the rows move the solution by a third of a statistical error, of which a sketch
+    # of 36 batches for five coefficients is off by the share 5/36, with a wide spread
     assert excess_in_floors(model, X, y) < (1e-4 if exact else 10 * 5 / 36 / 3)
 
 
