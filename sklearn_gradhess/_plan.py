@@ -145,7 +145,7 @@ def _cheaper(
         costs["auto"] = newton(p, n_columns)
     if coupled and _POOLED < p <= _WIDEST and matrices(p, 1) <= memory:
         costs["pooled"] = newton(p, 1) + _PASSES_POOLED * one_pass
-    if _FEW < n < p <= _NARROW and density == 1.0:
+    if _FEW < n < p <= _NARROW and density == 1.0 and matrices(n, n_columns) <= memory:
         costs["sample_space"] = n * p * (_ENTRY + n * _FLOP) + 10 * n**3 * _FLOP
     if p > _NARROW:
         passes = _PASSES if density < _SPARSE_BELOW else _PASSES_DENSE

@@ -289,7 +289,11 @@ def gram_roots(
     cutoff = _cutoff(len(scale), precision)
     spread = cutoff * np.sqrt(variance.clip(0) + total * mean**2)
     kept = scale > spread
-    if not kept.all() and np.isfinite(spread).all():
+    # A sum of zero tells a feature that is zero from one whose squares vanish
+    known = spread > 0
+    if h:
+        known |= (gram[0, 1:] == 0) & (shift == 0) & (variance == 0)
+    if not kept.all() and np.all(kept | known) and np.isfinite(spread).all():
         return _without(gram, shift, kept, mean, total, has_intercept, alpha, precision)
     if not (np.all(scale > 0) and np.isfinite(scale).all()):
         return None
