@@ -182,8 +182,8 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
     loss : {"squared_error", "log_loss", "poisson", "gamma", ...}, default="squared_error"
         Loss whose Hessian at `coef` is wanted, "tweedie" and "huber" too; with log link for
         "poisson", "gamma" and "tweedie", and targets in [0, 1] for "log_loss". Noise is calibrated
-        to its curvature. Beyond the squared loss, `covariance_` is the Hessian with the intercept eliminated, and `location_`
-        the curvature-weighted mean of the features.
+        to its curvature. Beyond the squared loss, `covariance_` is the Hessian with the intercept
+        eliminated, and `location_` the curvature-weighted mean of the features.
     epsilon : float, default=1.35
         Where the Huber loss turns linear, in units of y.
     power : float, default=1.5
