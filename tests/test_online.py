@@ -274,7 +274,8 @@ def test_many_rows_in_small_chunks_end_within_a_floor(name, order):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The classes are separable", ConvergenceWarning)
         stream(model, X, y, 40, **({"classes": np.unique(y)} if hasattr(best, "classes_") else {}))
-    assert -1e-3 < floors_above(model, best, X, y) < 0.2
+    # A scale that is estimated is so to a hundredth of a statistical error, which moves the minimum
+    assert -1e-2 < floors_above(model, best, X, y) < 0.2
 
 
 @pytest.mark.parametrize("size", [40, 1000])
