@@ -233,8 +233,10 @@ class Newton:
         model = Model.STIFFNESS if t < 0.5 else Model.CURVATURE
         then = self if model is self.model else self._assuming(model)
         then = replace(then, inner=self.inner.after(found.decrement))
+        # Where rounding is all a step can gain, no other model gains more
+        can_gain = look.decrement > point.slack
         otherwise = None
-        if not (self.data.problem.loss.quadratic or self.model is Model.STIFFNESS):
+        if can_gain and not (self.data.problem.loss.quadratic or self.model is Model.STIFFNESS):
             otherwise = self._assuming(Model.STIFFNESS)
         return Step(
             W,
