@@ -5,7 +5,6 @@ computes them. Its peer is what one writes in an hour: the exact Gram matrix of 
 and solved at the client; reweighted until it gains next to nothing.
 """
 
-import importlib.util
 from functools import partial
 
 import numpy as np
@@ -58,21 +57,16 @@ class Gram:
         return np.column_stack([1 - mean, mean])
 
 
-def _blocks(*arrays, rows):
-    if importlib.util.find_spec("dask") is None:
-        raise LeftOut("dask is not installed")
-    import dask.array as da
-
-    return [da.from_array(a, chunks=(rows, *a.shape[1:])) for a in arrays]
-
-
 def _compare(task, n, p, condition, block, repeat):
     """Return a row for each model: time over ours, rounds, bytes over p^2, distance."""
-    import dask
-
+    try:
+        import dask
+        import dask.array as da
+    except ModuleNotFoundError as error:
+        raise LeftOut("dask not installed") from error
     make = classification if task == "logistic" else regression
     X, y = make(n, p, condition)
-    Xd, yd = _blocks(X, y, rows=block)
+    Xd, yd = (da.from_array(a, chunks=(block, *a.shape[1:])) for a in (X, y))
     ours = PreconditionedSGDRegressor(random_state=0)
     if task == "logistic":
         ours = PreconditionedSGDClassifier(random_state=0)
