@@ -67,11 +67,11 @@ def _compare(task, n, p, condition, block, repeat):
     make = classification if task == "logistic" else regression
     X, y = make(n, p, condition)
     Xd, yd = (da.from_array(a, chunks=(block, *a.shape[1:])) for a in (X, y))
-    ours = PreconditionedSGDRegressor(random_state=0)
+    ours = PreconditionedSGDRegressor(alpha=0.0, random_state=0)
     if task == "logistic":
-        ours = PreconditionedSGDClassifier(random_state=0)
+        ours = PreconditionedSGDClassifier(alpha=0.0, random_state=0)
     models = {"ours": (ours, Xd, yd), "exact Gram": (Gram(logistic=task == "logistic"), Xd, yd)}
-    models["ours, in memory"] = (type(ours)(random_state=0), X, y)
+    models["ours, in memory"] = (type(ours)(alpha=0.0, random_state=0), X, y)
     jobs = {name: partial(_fit, *job) for name, job in models.items()}
     with dask.config.set(scheduler="synchronous"):
         seconds = best_times(jobs, repeat=repeat)
