@@ -757,7 +757,8 @@ def test_hardly_more_batches_than_coefficients_are_not_taken_for_converged(rng, 
     solution = solve(problem, mini_batches(problem, oversampling=oversampling), rng)
     assert solution.factor.n_batches > problem.p + 10
     assert solution.converged
-    assert gap(problem, solution.W) < 0.05
+    # Mini-batch steps stop by a measured distance: over 60 seeds .022 +- .012, the highest .068
+    assert gap(problem, solution.W) < 0.1
 
 
 @pytest.mark.parametrize("seed", range(4))
