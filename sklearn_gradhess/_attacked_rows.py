@@ -8,7 +8,7 @@ from sklearn.base import is_classifier
 from sklearn.utils.validation import check_consistent_length
 
 from sklearn_gradhess._attack import Attack, AttackOnTable, Moves
-from sklearn_gradhess._classification_risk import label_search, labels_of
+from sklearn_gradhess._classification_risk import fitted_labels, label_search, labels_of
 from sklearn_gradhess._linear import LinearResponse, linear_predictions, linear_scores
 from sklearn_gradhess._options import Options
 from sklearn_gradhess._probe import check_finite, respond
@@ -364,14 +364,8 @@ def _against_labels(
     estimator: Any, attack: AttackOnTable, y: Any, radius: float, options: Options
 ) -> Moves:
     found = linear_scores(estimator, attack, options.link, options.on_nonaffine, radius)
-    y, classes = labels_of(estimator, y, attack.table.n_rows)
-    unknown = ~np.isin(y, classes)
-    if unknown.any():
-        raise ValueError(
-            f"y has {unknown.sum()} labels that {type(estimator).__name__} was not fitted on, such "
-            f"as {y[unknown].tolist()[0]!r}: their rows are wrong already. Leave them out."
-        )
-    true = np.searchsorted(classes, y)
+    what = "their rows are wrong already. Leave them out."
+    _, classes, true = fitted_labels(estimator, y, attack.table.n_rows, what)
     if found is None:
         responses, loss = label_search(estimator, true)
         return search(

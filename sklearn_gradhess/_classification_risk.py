@@ -54,6 +54,20 @@ def labels_of(estimator: Any, y: Any, n: int) -> tuple[npt.NDArray[Any], npt.NDA
     return y, classes
 
 
+def fitted_labels(
+    estimator: Any, y: Any, n: int, what: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.intp]]:
+    """Return labels, classes and positions among them; ValueError, with what it means, if none."""
+    y, classes = labels_of(estimator, y, n)
+    unknown = ~np.isin(y, classes)
+    if unknown.any():
+        raise ValueError(
+            f"y has {unknown.sum()} labels that {type(estimator).__name__} was not fitted on, such "
+            f"as {y[unknown].tolist()[0]!r}: {what}"
+        )
+    return y, classes, np.searchsorted(classes, y)
+
+
 def _is_text(labels: npt.NDArray[Any]) -> bool:
     return labels.dtype.kind in "US" or (
         labels.dtype == object and any(isinstance(label, str) for label in labels)
@@ -200,14 +214,8 @@ def log_loss_under_attack(
     """Log loss of the worst attack, at each of the radii."""
     most = float(radii.max(initial=0.0))
     found = log_odds(estimator, attack, options.link, options.on_nonaffine, most)
-    y, classes = labels_of(estimator, y, attack.table.n_rows)
-    unknown = ~np.isin(y, classes)
-    if unknown.any():
-        raise ValueError(
-            f"y has {unknown.sum()} labels that {type(estimator).__name__} was not fitted on, such "
-            f"as {y[np.argmax(unknown)]!r}: they have no probability, and the log loss is infinite."
-        )
-    true = np.searchsorted(classes, y)
+    what = "they have no probability, and the log loss is infinite."
+    y, classes, true = fitted_labels(estimator, y, attack.table.n_rows, what)
     weights = check_weights(weights, np.empty((len(y), 1)))
     rows = np.arange(len(y))
     if found is None:

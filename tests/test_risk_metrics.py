@@ -143,6 +143,13 @@ def test_log_loss_against_vertices_and_a_fine_sphere(classes, norm):
     assert_allclose(scorer.curve(model, X, labels, 0.0), plain, rtol=1e-10)
 
 
+def test_log_loss_refuses_labels_that_were_not_fitted():
+    model = LogisticRegression().fit(X[:30], np.repeat(["a", "b"], 15))
+    message = "y has 2 labels that LogisticRegression was not fitted on, such as 'c': they have no "
+    with pytest.raises(ValueError, match=message + "probability, and the log loss is infinite"):
+        make_adversarial_scorer(0.1, metric="log_loss")(model, X[:4], ["a", "c", "b", "c"])
+
+
 def test_log_loss_is_clipped_as_in_scikit_learn():
     model = LogisticRegression().fit(X, BINARY)
     model.coef_ = 1e3 * model.coef_
