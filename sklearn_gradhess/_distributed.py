@@ -13,6 +13,7 @@ from sklearn_gradhess import _blocks
 from sklearn_gradhess._blocks import Encoding
 from sklearn_gradhess._dask import Collection, Engine, check_collection, nameless
 from sklearn_gradhess._descent import Ending, Goal, Look, Model, Point, descend
+from sklearn_gradhess._loss import ScaledLoss
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._multinomial import MultinomialLoss
@@ -139,7 +140,7 @@ class DaskMixin:
                     f"y has {y.ndim} dimensions, but loss={model.loss!r} takes one target: pass a "
                     "vector of shape (n_samples,)."
                 )
-            if model._make_loss().scale is not None:
+            if isinstance(model._make_loss(), ScaledLoss):
                 raise ValueError(
                     f"loss={model.loss!r} needs the scale of the residuals, estimated from "
                     "rows in memory, and X is a dask collection. Use another loss, or fit "

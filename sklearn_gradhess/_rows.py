@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from sklearn_gradhess._descent import Model, Point
-from sklearn_gradhess._losses import Loss
+from sklearn_gradhess._loss import Loss
 
 __all__ = ["Problem", "Rows", "Seen", "Trial"]
 

@@ -19,7 +19,7 @@ from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
 from sklearn_gradhess._fitted import OneFactor
 from sklearn_gradhess._inference import Inference, infer
-from sklearn_gradhess._losses import Loss
+from sklearn_gradhess._loss import Loss, ScaledLoss
 from sklearn_gradhess._memory import allowed, refuse_many_rows, refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
@@ -294,7 +294,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 f"noise='single' sees one gradient a batch, but there are {problem.Y.shape[1]} "
                 "outputs or classes. Fit one model an output, or use noise='antithetic'."
             )
-        if problem.loss.scale is not None or problem.loss.calibration is None:
+        if isinstance(problem.loss, ScaledLoss) or problem.loss.calibration is None:
             raise ValueError(
                 f"noise='single' sees gradients, and loss={problem.loss.name!r} needs the scale of "
                 "the residuals, which they do not tell. Use another loss, or noise='antithetic'."
