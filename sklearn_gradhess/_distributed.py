@@ -26,7 +26,7 @@ from sklearn_gradhess._sketch import triangles_factor
 from sklearn_gradhess._solver import Solution, record_of
 from sklearn_gradhess._stream import FitSaw
 from sklearn_gradhess._validation import is_dask, refuse_foreign
-from sklearn_gradhess._weights import class_weighted, refuse_one_class
+from sklearn_gradhess._weights import balanced, class_weighted, refuse_one_class
 
 __all__ = ["DaskMixin"]
 
@@ -178,7 +178,7 @@ class _Fit:
         check_classification_targets(model.classes_)
         each: Any = np.ones(len(table))
         if model.class_weight == "balanced":
-            each = table[:, 1].sum() / (len(table) * np.maximum(table[:, 1], 1e-300))
+            each = balanced(table[:, 1])
         elif model.class_weight is not None:
             each = class_weighted(model.class_weight, model.classes_, model.classes_, None)
         weight = each * table[:, 1]
