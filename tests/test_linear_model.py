@@ -798,6 +798,25 @@ def test_a_preconditioner_of_other_features_is_refused(data):
         Regressor(preconditioner=given).fit(*data)
 
 
+@pytest.mark.parametrize("settings", [{"variance_reduction": False}, {"max_iter": 1}])
+def test_who_meets_tol_has_converged_though_small_data_are_fitted_further(settings):
+    met = 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        X = rng.standard_normal((100, 3))
+        y = (X @ [0.5, -0.5, 1.0] + rng.standard_normal(100) > 0).astype(int)
+        model = Classifier(tol=2.0, random_state=seed, **settings)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model.fit(X, y)
+        last = model.history_[-1]
+        meets = last["decrement"] <= 2 * last["floor"]
+        assert model.converged_ == meets
+        assert [str(w.message).startswith("Not converged") for w in said] == [True] * (not meets)
+        met += meets and last["decrement"] > 1e-6 * last["floor"]
+    assert met
+
+
 @pytest.mark.parametrize("name", ["variance_reduction", "average"])
 def test_plain_steps_run_for_comparison(large, name):
     model = Regressor(random_state=0, **{name: False})
