@@ -350,13 +350,13 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self._sketched = (factor.n_batches, factor.batch_size, problem.n)
         self._degrees = solution.degrees
         self._ridge = problem.ridge[:, 0]
-        self._observations = float(problem.observations)
+        self._independent = float(problem.independent)
         rank = problem.p - problem.has_intercept - factor.n_clipped
-        free = self._observations - rank - problem.has_intercept
+        free = self._independent - rank - problem.has_intercept
         # A diagonal tells no rank
         self.rank_ = np.nan if self.preconditioner_ == "diagonal" else rank
         self._dispersion = solution.dispersion * (
-            1 if problem.loss.likelihood else self._observations
+            1 if problem.loss.likelihood else self._independent
         )
         if not problem.loss.likelihood:
             self._dispersion = self._dispersion / free if free > 0 else np.nan
@@ -405,7 +405,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             raise AttributeError(f"{name} is there after fit alone.")
         h = bool(self.fit_intercept)
         root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
-        return infer(root, self._ridge, self._observations, has_intercept=h)
+        return infer(root, self._ridge, self._independent, has_intercept=h)
 
     @property
     def df_(self) -> float:
