@@ -318,6 +318,38 @@ def test_undetermined_directions_are_told_by_the_rank_in_silence(rng):
     assert np.isfinite(model.coef_standard_error_).all()
 
 
+@pytest.mark.parametrize("kind", [Regressor, Classifier])
+@pytest.mark.parametrize("alpha", [0.0, 1e-6, 0.1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_rank_is_that_of_the_rows_whatever_the_penalty(rng, kind, alpha, dtype):
+    X = rng.standard_normal((500, 3)).astype(dtype)
+    X = np.column_stack([X, X[:, 0] + 3 * X[:, 1], np.ones(500)]).astype(dtype)
+    y = X[:, 1] + rng.standard_normal(500)
+    model = kind(alpha=alpha).fit(X, y > 0 if kind is Classifier else y)
+    assert model.rank_ == 3
+
+
+@pytest.mark.parametrize("preconditioner", ["exact", "sample_space"])
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_rows_fewer_than_features_determine_one_direction_less(rng, preconditioner, alpha):
+    X = rng.standard_normal((60, 150))
+    model = Regressor(alpha=alpha, preconditioner=preconditioner).fit(X, X[:, 0])
+    assert model.rank_ == 59
+
+
+def test_a_ridge_leaves_the_residuals_the_degrees_of_freedom_of_its_smoother(rng):
+    X = rng.standard_normal((60, 100))
+    y = X[:, 0] + rng.standard_normal(60)
+    model = Regressor(alpha=1.0, preconditioner="exact").fit(X, y)
+    Z = StandardScaler().fit_transform(X)
+    H = Z.T @ Z / 60
+    inverse = np.linalg.inv(H + np.eye(100))
+    rest = y - model.predict(X)
+    s2 = rest @ rest / (60 - 1 - np.trace(inverse @ H))
+    expected = np.sqrt(s2 * np.diag(inverse @ H @ inverse) / 60) / X.std(axis=0)
+    assert_allclose(model.coef_standard_error_, expected, rtol=1e-6)
+
+
 def test_classes_that_are_coupled_have_no_standard_errors_here(rng):
     X, y = data_of("multinomial", rng)
     model = Classifier(random_state=0).fit(X, y)
