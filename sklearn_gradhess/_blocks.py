@@ -185,6 +185,7 @@ def totals(encoding: Encoding, block: Block) -> Answer:
     weight = problem.weighted(np.ones(problem.n))
     return {
         "n": problem.n,
+        "positive": np.count_nonzero(weight),
         "weight": weight.sum(),
         "squares": np.sum(weight**2),
         "target": problem.weighted(problem.Y).sum(axis=0),
@@ -221,6 +222,7 @@ def rows_triangle(encoding: Encoding, block: Block) -> Answer:
     _refuse_infinite(factors, problem, block)
     return {
         "n": problem.n,
+        "positive": np.count_nonzero(weight),
         "weight": weight.sum(),
         "squares": np.sum(weight**2),
         "shift": shift,

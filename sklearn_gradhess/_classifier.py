@@ -139,9 +139,9 @@ GradientCovarianceEstimator, default="auto"
     df_ : float
         Effective degrees of freedom, ``tr H (H + alpha)^-1``, the intercept's included.
     coef_standard_error_ : ndarray of the shape of `coef_`
-        Standard errors, with the dispersion of the residuals (one for log_loss); as exact as the
-        Hessian: by a sketch of k batches they are off by some ``1/sqrt(2 k)``. Zero along
-        directions that the rows do not determine; NaN for three classes or more, and wide data.
+        Standard errors; weights count repetitions. As exact as the Hessian: by a sketch of k
+        batches they are off by some ``1/sqrt(2 k)``. Zero along directions that the rows do not
+        determine; NaN for three classes or more, and wide data.
     intercept_standard_error_ : float or ndarray
         Standard error of `intercept_`.
     n_features_in_ : int

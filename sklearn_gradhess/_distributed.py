@@ -48,6 +48,7 @@ class _Counts(NamedTuple):
     """What the first round tells: sums of weights and targets over all rows."""
 
     n: int
+    positive: int
     weight: float
     squares: float
     target: Array
@@ -67,7 +68,7 @@ class _Shape(NamedTuple):
     n: int
     p: int
     has_intercept: bool
-    observations: float
+    independent: float
     ridge: Array
     loss: Any
 
@@ -184,8 +185,10 @@ class _Fit:
         weight = each * table[:, 1]
         refuse_one_class(model.classes_, weight)
         target = weight[1:] if len(table) == 2 else weight
+        rows = int(table[:, 0].sum())
         counts = _Counts(
-            int(table[:, 0].sum()),
+            rows,
+            rows,
             float(weight.sum()),
             float(each**2 @ table[:, 2]),
             target,
@@ -257,8 +260,9 @@ class _Fit:
             Seen(1.0, counts.n, counts.weight, counts.squares),
             spread,
         )
-        observations = problem.observations
-        return _Shape(counts.n, problem.p, problem.has_intercept, observations, ridge, problem.loss)
+        known = problem.loss.likelihood
+        independent = problem.observations if known else float(counts.positive)
+        return _Shape(counts.n, problem.p, problem.has_intercept, independent, ridge, problem.loss)
 
     @property
     def _per_deviation(self) -> bool:
@@ -322,7 +326,7 @@ class _Fit:
         self.engine.passes += 1
         total, n = said["weight"], int(said["n"])
         _refuse_weightless(total)
-        counts = _Counts(n, total, said["squares"], np.zeros(0), 0.0)
+        counts = _Counts(n, int(said["positive"]), total, said["squares"], np.zeros(0), 0.0)
         triangle = said["factors"][0] / np.sqrt(total)
         t = len(triangle) - self.engine.collection.X.shape[1] - encoding.has_intercept
         problem = self._stand_in(encoding, t, counts)

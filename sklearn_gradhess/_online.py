@@ -194,6 +194,8 @@ class LeastSquaresStream:
         root, target = factor[:p, :p], factor[:p, p:]
         ridge = self.penalty.ridge(self.seen.weight, self.spread, self.seen.unit)
         T, _ = whitened(root, location[: self._d], ridge, self.has_intercept)
+        T, filled = T[:, T.any(axis=0)], root.any(axis=1)  # few, of few rows
+        root, target = root[filled], target[filled]
         # The columns of root T are orthonormal: nothing cancels, as it would in T' root'
         with np.errstate(over="ignore", invalid="ignore"):  # an overflow is looked for, and said
             W = T @ ((root @ T).T @ target)

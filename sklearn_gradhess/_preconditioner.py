@@ -167,12 +167,16 @@ def factorize(
     scaled = np.where(constant, 0.0, factor / norms)
     noise = np.where(constant, 0.0, noise)
     inverse, info = lapack.dtrtri(scaled)
-    condition = np.linalg.norm(scaled, 1) * np.linalg.norm(inverse, 1)
-    if not info and condition * 10 * d * noise.max() < 1:
-        return Preconditioner(factor, damping, constant)
-    _, s, vt = np.linalg.svd(scaled)
-    kept = s > np.maximum(np.sqrt(vt**2 @ noise**2), d * np.finfo(np.float64).eps * s[0])
-    if kept.all():
+    if not info:
+        with np.errstate(over="ignore"):
+            condition = np.linalg.norm(scaled, 1) * np.linalg.norm(inverse, 1)
+        if condition * 10 * d * noise.max() < 1:
+            return Preconditioner(factor, damping, constant)
+    filled = scaled[scaled.any(axis=1)]  # few rows fill as many of the factor's
+    _, s, vt = np.linalg.svd(filled, full_matrices=False)
+    least = d * np.finfo(np.float64).eps * s.max(initial=0.0)
+    kept = s > np.maximum(np.sqrt(vt**2 @ noise**2), least)
+    if np.count_nonzero(kept) == d:
         return Preconditioner(factor, damping, constant)
     clipped = (s[kept, None] * vt[kept]) * norms
     return Preconditioner(_triangular(clipped), damping, constant)

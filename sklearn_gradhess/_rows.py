@@ -177,6 +177,16 @@ class Problem:
         """Number of observations that the rows stand for."""
         return self.count or float(self.n)
 
+    @property
+    def independent(self) -> float:
+        """Independent residuals, by which a variance is known, in any unit of the weights.
+
+        Where the loss is a likelihood, whose variance is known, a weight counts repetitions.
+        """
+        if self.loss.likelihood or self.weight is None:
+            return self.observations
+        return float(np.count_nonzero(self.weight))
+
     def null_model(self) -> Array:
         """Zero coefficients, and the intercept that fits the mean target."""
         W = np.zeros((self.p, self.Y.shape[1]))

@@ -26,7 +26,7 @@ from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._penalty import Penalty, Spread
 from sklearn_gradhess._plan import plan
-from sklearn_gradhess._preconditioner import Factor
+from sklearn_gradhess._preconditioner import Factor, whitening
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._scale_estimate import estimate_scale
 from sklearn_gradhess._single import Approach, InterceptFirst, SingleGradients
@@ -357,16 +357,9 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self._sketched = (factor.n_batches, factor.batch_size, problem.n)
         self._degrees = solution.degrees
         self._ridge = problem.ridge[:, 0]
-        self._observations = float(problem.observations)
-        rank = problem.p - problem.has_intercept - factor.n_clipped
-        free = self._observations - rank - problem.has_intercept
-        # A diagonal tells no rank
-        self.rank_ = np.nan if self.preconditioner_ == "diagonal" else rank
-        self._dispersion = solution.dispersion * (
-            1 if problem.loss.likelihood else self._observations
-        )
-        if not problem.loss.likelihood:
-            self._dispersion = self._dispersion / free if free > 0 else np.nan
+        self._independent = float(problem.independent)
+        self._dispersion = solution.dispersion
+        self._n_clipped = factor.n_clipped
         self._keep_loss(problem.loss)
         for name in ("_online", "n_rounds_"):
             self.__dict__.pop(name, None)
@@ -382,8 +375,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         """The preconditioner, as an estimator of the Hessian where it was last made."""
         if "_estimator" in vars(self):
             return self._estimator
-        if not hasattr(self, "history_"):
-            raise AttributeError("covariance_estimator_ is there after fit alone.")
+        self._refuse_stream("covariance_estimator_")
         if self._loss.calibration is None:
             raise AttributeError(
                 f"covariance_estimator_ is not there for loss={self.loss!r}, to which no noise is "
@@ -397,9 +389,8 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 "preconditioner='exact' or 'sketch', or take fewer features."
             )
         n_batches, batch_size, n_samples = self._sketched
-        root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
         return GradientCovarianceEstimator._from_factor(
-            root,
+            self._root,
             n_batches=n_batches,
             n_samples=n_samples,
             batch_size=batch_size,
@@ -407,12 +398,40 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             **self._loss.calibration,
         )
 
-    def _inference(self, name: str) -> Inference:
+    def _refuse_stream(self, name: str) -> None:
         if not hasattr(self, "history_"):
             raise AttributeError(f"{name} is there after fit alone.")
+
+    @property
+    def _root(self) -> Array:
+        """Factor of the Hessian without penalty."""
+        return self._factors[0] if len(self._factors) == 1 else self._mean_factor()
+
+    def _inference(self, name: str) -> Inference:
+        self._refuse_stream(name)
         h = bool(self.fit_intercept)
-        root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
-        return infer(root, self._ridge, self._observations, has_intercept=h)
+        return infer(self._root, self._ridge, self._independent, has_intercept=h)
+
+    def _standard_errors(self, name: str) -> Array:
+        """Compute errors of shape (p, t), with the dispersion on the degrees of freedom left."""
+        found, dispersion = self._inference(name), np.atleast_1d(self._dispersion)
+        if not self._loss.likelihood:
+            free = self._independent - found.df
+            dispersion = dispersion * (self._independent / free if free > 0 else np.nan)
+        return found.standard_error[:, None] * np.sqrt(dispersion)
+
+    @property
+    def rank_(self) -> float:
+        """Number of directions of the features that the rows determine."""
+        self._refuse_stream("rank_")
+        if self.preconditioner_ == "diagonal":
+            return np.nan
+        clipped = self._n_clipped
+        if len(self._factors) and np.any(self._ridge):  # which leaves no direction out
+            precision = float(np.finfo(self.coef_.dtype).eps)
+            h = bool(self.fit_intercept)
+            clipped = whitening(self._root, has_intercept=h, precision=precision)[1]
+        return self.n_features_in_ - clipped
 
     @property
     def df_(self) -> float:
@@ -426,18 +445,16 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         """Standard errors of `coef_`, of its shape."""
         if hasattr(self, "_factors") and not len(self._factors):
             return np.full_like(self.coef_, np.nan)
-        found = self._inference("coef_standard_error_").standard_error
-        errors = found[int(self.fit_intercept) :]
-        return self._like_coef(errors[:, None] * np.sqrt(np.atleast_1d(self._dispersion)))
+        errors = self._standard_errors("coef_standard_error_")
+        return self._like_coef(errors[int(self.fit_intercept) :])
 
     @property
     def intercept_standard_error_(self) -> Any:
         """Standard errors of `intercept_`, of its shape."""
         if hasattr(self, "_factors") and not len(self._factors):
             return self._like_intercept(np.full(np.size(self.intercept_), np.nan))
-        found = self._inference("intercept_standard_error_").standard_error
-        first = found[0] if self.fit_intercept else 0.0
-        return self._like_intercept(first * np.sqrt(np.atleast_1d(self._dispersion)))
+        errors = self._standard_errors("intercept_standard_error_")
+        return self._like_intercept(errors[0] if self.fit_intercept else 0.0 * errors[0])
 
     def _like_coef(self, errors: Array) -> Array:
         """Errors of shape (d, t) in the shape of `coef_`; not known where classes are coupled."""
