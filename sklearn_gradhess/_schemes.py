@@ -1,4 +1,4 @@
-"""From sums over batches, or gradients alone, to the Hessian: what each noise scheme remembers.
+"""From sums over batches, or gradients alone: what each noise scheme remembers.
 
 antithetic
     Half differences h of the gradients at targets y + xi and y - xi. ``E[h h']`` is the Hessian for
@@ -27,56 +27,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_gradhess._law import in_unit
+from sklearn_gradhess._low_rank import LowRankMoments, sketch_size
 from sklearn_gradhess._moments import GradientMoments
-from sklearn_gradhess._nuisance import find_nuisance
-from sklearn_gradhess._preconditioner import factorize
 from sklearn_gradhess.noise import calibrated_variance
 
-__all__ = ["N_GROUPS", "Estimate", "GradientMemory"]
+__all__ = ["N_GROUPS", "GradientMemory"]
 
 Array = npt.NDArray[np.float64]
 # Groups of batches whose clean gradients are averaged. The product of the means of two different
 # groups estimates m^2 without the bias that the noise of one mean adds to its own square; more
 # groups than this would lower the variance of its noise part by less than 1/N_GROUPS.
 N_GROUPS = 8
-# Share of the inverse that squares of Gaussian noise may add before its first order is too little
-_FIRST_ORDER = 0.2
-
-
-class Estimate(NamedTuple):
-    """The Hessian and what comes with it; every coordinate of the gradient is included.
-
-    Attributes
-    ----------
-    factor : ndarray of shape (p, p)
-        Upper triangular factor of the Hessian.
-    gradient_factor : ndarray of shape (p, p)
-        Upper triangular factor of the covariance of the gradients as they were seen.
-    mean_gradient : ndarray of shape (p,)
-    excess_risk : float
-        m^2; NaN where the gradients do not tell.
-    correction : {"gaussian", "none"}
-        What was done about the nuisance of single-noise gradients.
-    nuisance : tuple of (float, float)
-        Least and greatest relative size of the nuisance, removed or not; NaN where unknown.
-    assumed : float
-        Size of that part of it which takes the features for Gaussian.
-    scale : tuple of (float, float)
-        Limits of the true scale of the Hessian over that of `factor`, as far as the correction
-        decides them.
-    error : float
-        Relative standard error of the nuisance.
-    """
-
-    factor: Array
-    gradient_factor: Array
-    mean_gradient: Array
-    excess_risk: float
-    correction: str
-    nuisance: tuple[float, float] = (0.0, 0.0)
-    assumed: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
-    error: float = 0.0
 
 
 class _Pending(NamedTuple):
@@ -124,7 +85,7 @@ class GradientMemory:
         Whether the first coordinate is the intercept's.
     kurtosis : float
         Fourth moment of the noise over its squared variance.
-    moments : GradientMoments
+    moments : GradientMoments or LowRankMoments
         Of the half differences, or of the noisy gradients; or of clean gradients and noise of unit
         scale side by side, see `calibrated`.
     clean_sums, clean_weights : ndarray of shape (N_GROUPS, p) and (N_GROUPS,)
@@ -160,7 +121,7 @@ class GradientMemory:
     inherent_variance: float | str
     has_intercept: bool
     kurtosis: float
-    moments: GradientMoments
+    moments: GradientMoments | LowRankMoments
     clean_sums: Array
     clean_weights: Array
     squares: Array
@@ -188,16 +149,27 @@ class GradientMemory:
         inherent_variance: float | str = 0.0,
         kurtosis: float = 1.0,
         law: tuple[str, ...] = (),
+        n_components: int | None = None,
     ) -> "GradientMemory":
         """Remember nothing yet, of gradients of `p` coordinates."""
         side_by_side = noise == "single" and inherent_variance == "estimate"
+        moments: GradientMoments | LowRankMoments
+        if n_components is None:
+            moments = GradientMoments.empty(p * (1 + side_by_side), centered=noise != "antithetic")
+        else:
+            moments = LowRankMoments.empty(
+                p - has_intercept,
+                centered=noise != "antithetic",
+                has_intercept=has_intercept,
+                size=sketch_size(n_components),
+            )
         return cls(
             noise,
             noise_scale,
             inherent_variance,
             has_intercept,
             kurtosis,
-            GradientMoments.empty(p * (1 + side_by_side), centered=noise != "antithetic"),
+            moments,
             np.zeros((N_GROUPS, p)),
             np.zeros(N_GROUPS),
             np.zeros(2),
@@ -206,6 +178,12 @@ class GradientMemory:
             law=law,
             kept=() if keep else None,
         )
+
+    @property
+    def whole(self) -> GradientMoments:
+        """Moments of which nothing was cut."""
+        assert isinstance(self.moments, GradientMoments)
+        return self.moments
 
     @property
     def offset(self) -> int:
@@ -513,7 +491,7 @@ class GradientMemory:
     def with_factor(self, factor: Array, *, n_batches: int, n_samples: int) -> "GradientMemory":
         """Return the memory of half differences whose second moment has this factor."""
         moments = replace(
-            self.moments,
+            self.whole,
             factor=factor * np.sqrt(n_samples),
             weight=float(n_samples),
             n_gradients=n_batches,
@@ -548,14 +526,14 @@ class GradientMemory:
         injected = np.sqrt(max(self.noise_scale - self.inherent_share, 0.0))
         mix = np.vstack([np.eye(p), -injected * np.eye(p)])
         kept = self.kept and tuple((rows @ mix, w, key) for rows, w, key in self.kept)
-        return replace(self, moments=self.moments.mapped(mix), kept=kept)
+        return replace(self, moments=self.whole.mapped(mix), kept=kept)
 
     def merge(self, other: "GradientMemory") -> "GradientMemory":
         """Return the memory of both; settle them first."""
         same = 1.0 if self.key == other.key else np.nan  # residuals of other coefficients
         return replace(
             self,
-            moments=self.moments.merge(other.moments),
+            moments=self._merged(other),
             squares=self.squares + other.squares,
             noise_sums=self.noise_sums + other.noise_sums,
             row_sums=self.row_sums + other.row_sums * np.array([1.0, same]),
@@ -568,22 +546,32 @@ class GradientMemory:
             kept=self.kept if self.kept is None else self.kept + (other.kept or ()),
         )
 
+    def _merged(self, other: "GradientMemory") -> GradientMoments | LowRankMoments:
+        if isinstance(self.moments, LowRankMoments):
+            assert isinstance(other.moments, LowRankMoments)
+            return self.moments.merge(other.moments)
+        return self.moments.merge(other.whole)
+
     def sums(self) -> tuple[Array, ...]:
         """Everything that was summed, to be looked at for overflow."""
         waiting = (self.pending.sums,) if self.pending else ()
-        return self.moments.factor, self.moments.mean, self.clean_sums, *waiting
+        return *self.moments.sums(), self.clean_sums, *waiting
+
+    def mean_gradient(self) -> Array:
+        """Mean of the clean gradients."""
+        if self.noise != "antithetic":
+            return self.moments.mean
+        weight = self.clean_weights.sum()
+        return self.clean_sums.sum(axis=0) / weight if weight else self.clean_sums[0]
 
     def noise_ratio(self, excess_risk: float) -> float:
         """Total target noise that the intercept's gradient shows, over the calibrated total."""
         if not self.has_intercept or self.noise == "none" or not self.moments.weight:
             return np.nan
-        shown = self.moments.covariance_factor()[0, 0] ** 2
+        shown = self.moments.intercept_variance()
         if self.noise == "single":
             # n Cov(g_0) = tau + m^2 - a^2, a = mean(g_0): see find_nuisance
-            means = self.moments.round_means()
-            if not means.degrees:
-                return np.nan
-            residual2 = np.sum(means.rows[:, 0] ** 2) / means.spread
+            residual2 = self.moments.squared_intercept()
             shown += (residual2 - (0.0 if self.estimates_inherent else excess_risk)) / self.rows
         return float(shown / self.total_scale)
 
@@ -597,7 +585,7 @@ class GradientMemory:
         w = np.concatenate([w for _, w, _ in self.kept])
         parts = [g for g, _, _ in self.kept]
         if self.moments.centered:
-            rounds = self.moments.rounds
+            rounds = self.whole.rounds
             parts = [
                 g - (rounds[key].mean if key in rounds else w @ g / w.sum())
                 for g, w, key in self.kept
@@ -607,82 +595,6 @@ class GradientMemory:
         if self.has_intercept:
             rows = rows[:, 1:] - rows[:, :1] * location
         return rows * np.sqrt(w / w.mean())[:, None]
-
-    def estimate(self, *, correct: bool, rounding: float | None = None) -> Estimate:
-        """Estimate the Hessian from what was seen; settle and calibrate it first.
-
-        Parameters
-        ----------
-        correct : bool
-            Remove the nuisance of single-noise gradients, if that is possible.
-        rounding : float, default=None
-            Relative rounding error of a feature, by which singular directions are told.
-        """
-        root = self.moments.covariance_factor()
-        if self.noise == "antithetic":
-            factor = root / np.sqrt(self.noise_scale)
-            weight = self.clean_weights.sum()
-            mean = self.clean_sums.sum(axis=0) / weight if weight else self.clean_sums[0]
-            return Estimate(factor, root, mean, self._clean_excess_risk(factor, rounding), "none")
-        mean, total_scale, unknown = self.moments.mean, self.total_scale, (np.nan, np.nan)
-        if not total_scale:
-            return Estimate(root, root, mean, np.nan, "none", unknown)
-        nuisance = find_nuisance(
-            self.moments,
-            has_intercept=self.has_intercept,
-            rows=self.rows,
-            total_scale=total_scale,
-            includes_excess=self.estimates_inherent,
-            rounding=rounding,
-        )
-        as_seen = root / np.sqrt(total_scale)
-        if nuisance is None:
-            return Estimate(as_seen, root, mean, np.nan, "none", unknown)
-        return Estimate(
-            nuisance.factor if correct else as_seen,
-            root,
-            mean,
-            nuisance.excess_risk,
-            "gaussian" if correct else "none",
-            (nuisance.least, nuisance.greatest),
-            nuisance.assumed,
-            nuisance.scale,
-            nuisance.error,
-        )
-
-    def _clean_excess_risk(self, factor: Array, rounding: float | None) -> float:
-        """m^2 from the mean of the clean gradients in the inverse Hessian (MATH section 5.1)."""
-        k, n, weight = self.moments.n_gradients, self.rows, self.clean_weights.sum()
-        if weight and not self.clean_sums.any() and k > len(factor) + 1:
-            return 0.0  # as for data without targets; the rank would take a factorisation
-        norms = np.linalg.norm(factor, axis=0)
-        preconditioner = factorize(factor, rounding=None if rounding is None else rounding * norms)
-        rank = preconditioner.rank
-        if not weight or k <= rank + (n > 1):
-            return np.nan
-        # Noise of unit kurtosis shows single rows exactly; pairs of rows in a batch make E[S^-1]
-        # that of a Wishart law, squares of the noise add to it what their own variance is
-        debias = 1 - (rank + 1) / k * (1 - 1 / n)
-        squares = (self.kurtosis - 1) * (rank + 2) / (k * n)
-        rows = float(weight**2 / self.row_sums[0])
-        if squares > _FIRST_ORDER or debias <= 0 or rows <= rank:
-            return np.nan
-        debias /= 1 + squares
-        sums = np.vstack([self.clean_sums.sum(axis=0), self.clean_sums])
-        lengths = np.einsum("gp,gp->g", sums, preconditioner.solve(sums))
-        residual = self.row_sums[1] / weight
-        if np.isfinite(residual):
-            # c'S^-1 c = u'Su + s^2 p/N of the rows at hand, and r'r/N = u'Su + s^2
-            square = debias * lengths[0] / weight**2
-            found = (rows * square - rank * residual) / (rows - rank)
-        else:
-            # Products of different groups; S has their rows, too: leverages of Gaussian rows
-            pairs = weight**2 - np.sum(self.clean_weights**2)
-            if pairs <= 0:
-                return np.nan
-            found = debias * (lengths[0] - lengths[1:].sum()) / pairs
-            found *= (rows - 1) * (rows + 2) / (rows * (rows - rank))
-        return float(found)
 
 
 def _square(residual: npt.NDArray[np.floating] | None, weights: Array | None) -> float:
