@@ -99,6 +99,24 @@ class Accumulation:
         memory.check_law(self._law(), self.inherent_variance)
         key = round_key(coef, intercept, y, d)
         memory, sample_weight = memory.begin(key, sample_weight, n, self.n_redraws)
+        memory, seen, rng = self._summed(memory, X, y, sample_weight, coef, intercept)
+        for sums in memory.sums():
+            refuse_overflow(sums, X, estimator_name=type(self).__name__)
+        memory.refuse_inherent(self.batch_size_, seen)
+        self._rng = rng
+        self._conclude(memory.of_dtype(X.dtype))
+
+    def _summed(
+        self,
+        memory: GradientMemory,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        coef: Any,
+        intercept: float,
+    ) -> tuple[GradientMemory, float, np.random.Generator]:
+        """Memory after these rows, inherent noise seen in them, and what is left of the stream."""
+        antithetic, (n, d) = self.noise == "antithetic", X.shape
         rng = copy.deepcopy(self._rng)
         # What is not finite shows in the sums
         with np.errstate(all="ignore"), blas_threads(self._sketch_size or d):
@@ -138,11 +156,7 @@ class Accumulation:
                 residual=gradient,
                 curvature=curvature,
             )
-        for sums in memory.sums():
-            refuse_overflow(sums, X, estimator_name=type(self).__name__)
-        memory.refuse_inherent(self.batch_size_, seen)
-        self._rng = rng
-        self._conclude(memory.of_dtype(X.dtype))
+        return memory, seen, rng
 
     def _warn_of_failures(self) -> None:
         for failure in failures(self.fitted_):

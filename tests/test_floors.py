@@ -57,6 +57,7 @@ FLOORS = {
     "torch._noise": 2,
     "_blocks": 3,
     "_categories": 3,
+    "_diagonal_hessian": 3,
     "_estimate": 3,
     "_online": 3,
     "_pooled": 3,
