@@ -22,7 +22,7 @@ from sklearn_gradhess._validation import blas_threads, is_dask, refuse_foreign
 __all__ = ["Collection", "Engine", "by_block", "check_collection", "nameless"]
 
 # What methods that go by block have no use for, and would send: matrices of the Hessian's size
-_UNUSED = ("_factors", "_fit_saw", "_estimator", "history_")
+_UNUSED = ("_factors", "_fit_saw", "_diagonal", "_estimator", "history_")
 _FAN = 8  # answers that are merged in one task
 _GROUP_BYTES = 2**24  # of neighbouring blocks that are asked in one task
 

@@ -9,7 +9,6 @@ from sklearn.covariance import log_likelihood
 from sklearn_gradhess import _blocks
 from sklearn_gradhess._blocks import Answer, Block, Encoding
 from sklearn_gradhess._dask import Collection, Engine, check_collection
-from sklearn_gradhess._gradients import choose_batch_size
 from sklearn_gradhess._loss import SquaredLoss
 from sklearn_gradhess._validation import check_coef
 
@@ -33,7 +32,8 @@ def see_blocks(
         n = engine.reduce(_ask_rows, None, {}, _total)
     if n < 2:
         raise ValueError(f"Found array with {n} sample(s), while a minimum of 2 is required.")
-    size = choose_batch_size(estimator.batch_size, n, d, noise=estimator.noise)
+    estimator._check_size(d)
+    size = estimator._choose_batch_size(n, d)
     empty = estimator._start(d, has_intercept=not estimator.assume_centered)
     worker = clone(estimator).set_params(
         batch_size=size, store_precision=False, random_state=None, shrinkage=None

@@ -1,4 +1,4 @@
-"""From what is remembered of gradients to the Hessian, and to how well it is known."""
+"""From what a noise scheme remembers to the Hessian, and the excess risk that comes with it."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from sklearn_gradhess._gradient_sums import GradientSums
 from sklearn_gradhess._nuisance import find_nuisance
 from sklearn_gradhess._preconditioner import factorize
 
-__all__ = ["Estimate", "estimate_hessian", "kept_gradients", "noise_ratio"]
+__all__ = ["Estimate", "estimate", "kept_gradients", "noise_ratio"]
 
 Array = npt.NDArray[np.float64]
 # Share of the inverse that squares of Gaussian noise may add before its first order is too little
@@ -52,31 +52,28 @@ class Estimate(NamedTuple):
     error: float = 0.0
 
 
-def estimate_hessian(
-    memory: GradientSums, *, correct: bool, rounding: float | None = None
-) -> Estimate:
-    """Estimate the Hessian from what was seen; settle and calibrate it first.
+def estimate(memory: GradientSums, *, correct: bool, rounding: float | None = None) -> Estimate:
+    """Estimate the Hessian from a memory that is settled and calibrated.
 
     Parameters
     ----------
     memory : GradientSums
-        Sums over gradients.
+        What was seen.
     correct : bool
         Remove the nuisance of single-noise gradients, if that is possible.
     rounding : float, default=None
         Relative rounding error of a feature, by which singular directions are told.
     """
-    root = memory.moments.covariance_factor()
+    root = memory.whole.covariance_factor()
     if memory.noise == "antithetic":
         factor = root / np.sqrt(memory.noise_scale)
-        weight = memory.clean_weights.sum()
-        mean = memory.clean_sums.sum(axis=0) / weight if weight else memory.clean_sums[0]
-        return Estimate(factor, root, mean, _clean_excess_risk(memory, factor, rounding), "none")
-    mean, total_scale, unknown = memory.moments.mean, memory.total_scale, (np.nan, np.nan)
+        excess_risk = _clean_excess_risk(memory, factor, rounding)
+        return Estimate(factor, root, memory.mean_gradient(), excess_risk, "none")
+    mean, total_scale, unknown = memory.mean_gradient(), memory.total_scale, (np.nan, np.nan)
     if not total_scale:
         return Estimate(root, root, mean, np.nan, "none", unknown)
     nuisance = find_nuisance(
-        memory.moments,
+        memory.whole,
         has_intercept=memory.has_intercept,
         rows=memory.rows,
         total_scale=total_scale,
@@ -138,13 +135,10 @@ def noise_ratio(memory: GradientSums, excess_risk: float) -> float:
     """Total target noise that the intercept's gradient shows, over the calibrated total."""
     if not memory.has_intercept or memory.noise == "none" or not memory.moments.weight:
         return np.nan
-    shown = memory.moments.covariance_factor()[0, 0] ** 2
+    shown = memory.moments.intercept_variance()
     if memory.noise == "single":
         # n Cov(g_0) = tau + m^2 - a^2, a = mean(g_0): see find_nuisance
-        means = memory.moments.round_means()
-        if not means.degrees:
-            return np.nan
-        residual2 = np.sum(means.rows[:, 0] ** 2) / means.spread
+        residual2 = memory.moments.squared_intercept()
         shown += (residual2 - (0.0 if memory.estimates_inherent else excess_risk)) / memory.rows
     return float(shown / memory.total_scale)
 
@@ -159,7 +153,7 @@ def kept_gradients(memory: GradientSums, location: Array) -> Array:
     w = np.concatenate([w for _, w, _ in memory.kept])
     parts = [g for g, _, _ in memory.kept]
     if memory.moments.centered:
-        rounds = memory.moments.rounds
+        rounds = memory.whole.rounds
         parts = [
             g - (rounds[key].mean if key in rounds else w @ g / w.sum())
             for g, w, key in memory.kept

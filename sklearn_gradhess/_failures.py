@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,20 +49,13 @@ class Failure(NamedTuple):
 
 def failures(fitted: Fitted) -> list[Failure]:
     """Find the known failures in an estimate, the gravest first."""
-    return [
-        f
-        for find in (
-            _too_few,
-            _singular,
-            _far_from_optimum,
-            _mismatch,
-            _mismatch_of_curvature,
-            _uncalibrated,
-            _unchecked_correction,
-        )
-        for f in [find(fitted)]
-        if f is not None
-    ]
+    of_scale = _mismatch, _mismatch_of_curvature, _uncalibrated
+    of_spectrum: tuple[Callable[[Any], Failure | None], ...]
+    of_spectrum = _too_few, _singular, _far_from_optimum
+    if not fitted.whole:
+        of_spectrum = _too_few_for_components, _far_from_optimum_of_components
+    found = (find(fitted) for find in (*of_spectrum, *of_scale, _unchecked_correction))
+    return [failure for failure in found if failure is not None]
 
 
 def unchecked(fitted: Fitted) -> list[str]:
@@ -92,6 +86,9 @@ def expected_error(fitted: Fitted) -> float:
     rank, k = fitted.effective_rank, fitted.n_effective
     if not rank:
         return np.nan
+    if not fitted.whole:  # the rank is not that of the sample; and what is not told apart is added
+        error = float(expected_relative_error(rank, k, noise=fitted.noise))
+        return error + fitted.unresolved if fitted.noise == "antithetic" else np.nan
     # Sampling stretches the largest eigenvalue by about (1 + sqrt(r/k))^2, so the rank of the
     # estimate is too small; undone to first order.
     rank /= max(1 - np.sqrt(rank / k), 0.1) ** 2
@@ -149,6 +146,17 @@ def _too_few(fitted: Fitted) -> Failure | None:
     return None
 
 
+def _too_few_for_components(fitted: Any) -> Failure | None:
+    bound, wanted = _rank_bound(fitted), fitted.n_components
+    if bound > wanted:
+        return None
+    return Failure(
+        "too few batches for the components",
+        f"Only {bound} gradients for n_components={wanted}: none of them can be told from noise.",
+        "Use a smaller batch_size, more samples, or fewer components.",
+    )
+
+
 def _singular(fitted: Fitted) -> Failure | None:
     preconditioner, d = fitted.preconditioner, fitted.n_features
     if not preconditioner.n_clipped or _rank_bound(fitted) <= d:
@@ -170,7 +178,7 @@ def _singular(fitted: Fitted) -> Failure | None:
 def _far_from_optimum(fitted: Fitted) -> Failure | None:
     if fitted.noise != "single":
         return None
-    n, moments = fitted.batch_size, fitted.settled.moments
+    n, moments = fitted.batch_size, fitted.settled.whole
     least, greatest = fitted.nuisance
     bias = max(greatest, -least)
     ways = (
@@ -207,6 +215,26 @@ def _far_from_optimum(fitted: Fitted) -> Failure | None:
     )
 
 
+def _far_from_optimum_of_components(fitted: Any) -> Failure | None:
+    """Bound the nuisance from below: ``m^2 = g' H^-1 g``, and no eigenvalue is above the first."""
+    variances = fitted.eigenvalues
+    if fitted.noise != "single" or not len(variances) or not variances[0] > 0:
+        return None
+    gradient = fitted.mean_gradient.astype(np.float64)
+    trace = fitted.effective_rank * variances[0]
+    least = (gradient @ gradient - trace / fitted.n_effective) / variances[0]
+    bias = 2 * least / (fitted.settled.rows * fitted.settled.total_scale)
+    if not bias > 0.5:
+        return None
+    return Failure(
+        "far from the optimum",
+        f"The excess risk is at least {least:.3g}, which is not small against the batch size "
+        f"{fitted.batch_size}: eigenvalues_ are up to {bias:.0%} or more too large.",
+        "Use noise='antithetic', which has no such bias, a larger batch_size, or coef and "
+        "intercept closer to the optimum.",
+    )
+
+
 def _unchecked_correction(fitted: Fitted) -> Failure | None:
     if fitted.correction != "gaussian":
         return None
@@ -231,7 +259,7 @@ def ratio_error(fitted: Fitted) -> float:
         return float(np.sqrt(2 / k))
     # Of T = n Var(g_0) + a^2, as large as it should be, and of the m^2 that is taken off it
     expected = memory.total_scale * (1 + max(fitted.nuisance[0], 0.0))
-    variance = min(memory.moments.covariance_factor()[0, 0] ** 2, expected)
+    variance = min(memory.moments.intercept_variance(), expected)
     error = np.sqrt(2 / k) * variance
     error += 2 * abs(memory.moments.mean[0]) * np.sqrt(variance / k) / memory.rows
     error /= memory.total_scale
@@ -256,7 +284,7 @@ def _mismatch(fitted: Fitted) -> Failure | None:
     ratio, total = seen.ratio, fitted.noise_scale * fitted.batch_size
     ways = []
     if memory.n_given:
-        end = NoiseSeen(memory.moments.covariance()[-1, -1] / memory.noise_scale, seen.degrees)
+        end = NoiseSeen(memory.moments.last_variance() / memory.noise_scale, seen.degrees)
         ways.append(
             seen.explain(
                 fitted.batch_size,

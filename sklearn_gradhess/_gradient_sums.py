@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sklearn_gradhess._batches import PendingBatch
+from sklearn_gradhess._low_rank import LowRankMoments
 from sklearn_gradhess._moments import GradientMoments
 
 __all__ = ["GradientSums"]
@@ -30,7 +31,7 @@ class GradientSums:
         Whether the first coordinate is the intercept's.
     kurtosis : float
         Fourth moment of the noise over its squared variance.
-    moments : GradientMoments
+    moments : GradientMoments or LowRankMoments
         Of the half differences, or of the noisy gradients; or of clean gradients and noise of unit
         scale side by side, see `GradientMemory.calibrated`.
     clean_sums, clean_weights : ndarray of shape (N_GROUPS, p) and (N_GROUPS,)
@@ -66,7 +67,7 @@ class GradientSums:
     inherent_variance: float | str
     has_intercept: bool
     kurtosis: float
-    moments: GradientMoments
+    moments: GradientMoments | LowRankMoments
     clean_sums: Array
     clean_weights: Array
     squares: Array
@@ -81,6 +82,12 @@ class GradientSums:
     pending: PendingBatch | None = None
     unit: float = 0.0
     kept: tuple[tuple[Array, Array, bytes], ...] | None = None
+
+    @property
+    def whole(self) -> GradientMoments:
+        """Moments of which nothing was cut."""
+        assert isinstance(self.moments, GradientMoments)
+        return self.moments
 
     @property
     def offset(self) -> int:
@@ -195,4 +202,11 @@ class GradientSums:
     def sums(self) -> tuple[Array, ...]:
         """Everything that was summed, to be looked at for overflow."""
         waiting = (self.pending.sums,) if self.pending else ()
-        return self.moments.factor, self.moments.mean, self.clean_sums, *waiting
+        return *self.moments.sums(), self.clean_sums, *waiting
+
+    def mean_gradient(self) -> Array:
+        """Mean of the clean gradients."""
+        if self.noise != "antithetic":
+            return self.moments.mean
+        weight = self.clean_weights.sum()
+        return self.clean_sums.sum(axis=0) / weight if weight else self.clean_sums[0]

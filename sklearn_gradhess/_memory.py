@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["allowed", "matrices", "refuse_many_rows", "refuse_wide"]
+__all__ = ["allowed", "matrices", "refuse_dense", "refuse_many_rows", "refuse_wide"]
 
 # Matrices of p x p doubles that a fit holds at its peak, as measured: so many, and so many an
 # output (a target, or a class of three or more)
@@ -51,6 +51,16 @@ def refuse_many_rows(n_samples: int, *, n_outputs: int = 1) -> None:
             f"preconditioner='sample_space' makes matrices of rows by rows, and X has {n_samples}: "
             f"{needed / _GIB:.3g} GiB are needed in all, but this process may have "
             f"{most / _GIB:.3g} GiB. Use preconditioner='auto', or 'diagonal'."
+        )
+
+
+def refuse_dense(n_samples: int, n_features: int, *, instead: str) -> None:
+    """Raise ValueError if the rows of a sparse X cannot fit into memory as dense ones."""
+    needed, most = 3 * 8.0 * n_samples * n_features, allowed()
+    if needed > most:
+        raise ValueError(
+            f"The result is dense: with its intermediates, {n_samples} x {n_features} numbers take "
+            f"{needed / _GIB:.3g} GiB, but this process may have {most / _GIB:.3g} GiB. {instead}"
         )
 
 

@@ -273,6 +273,23 @@ class GradientMoments:
         divisor = spread or self.weight
         return self.factor / np.sqrt(divisor) if divisor else self.factor
 
+    def sums(self) -> tuple[Array, ...]:
+        """Everything that was summed, to be looked at for overflow."""
+        return self.factor, self.mean
+
+    def intercept_variance(self) -> float:
+        """Variance of the first coordinate, where that is the intercept's."""
+        return float(self.covariance_factor()[0, 0] ** 2)
+
+    def last_variance(self) -> float:
+        """Variance of the last coordinate."""
+        return float(np.sum(self.covariance_factor()[:, -1] ** 2))
+
+    def squared_intercept(self) -> float:
+        """Squared mean of the first coordinate, averaged over rounds; NaN without scatter."""
+        means = self.round_means()
+        return float(np.sum(means.rows[:, 0] ** 2) / means.spread) if means.degrees else np.nan
+
     def covariance(self) -> Array:
         """Covariance of the gradients, of shape (d, d)."""
         factor = self.covariance_factor()

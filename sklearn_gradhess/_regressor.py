@@ -140,11 +140,13 @@ GradientCovarianceEstimator, default="auto"
         Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
         last one, was foreseen to end below it, and was taken (`history_` then ends above);
         or nothing but rounding was left.
-    covariance_estimator_ : GradientCovarianceEstimator
+    covariance_estimator_ : GradientCovarianceEstimator or DiagonalHessian
         The preconditioner, as an estimator of the Hessian where it was last made; for other losses
         than the squared one, with the curvature that it assumes, which is no less than the second
         derivative. With "identity" a sketch made at the start. Not there for
         "quantile".
+        After "diagonal" and "sample_space" it has `location_`, `variance_` (the diagonal of the
+        Hessian), `newton_step` and `transform`, and no `covariance_`.
     preconditioner_ : {"exact", "sketch", "pooled", "diagonal", "sample_space", "identity", ...}
         What was used: the Hessian of all rows, a sketch of it, one shared out to the classes, its
         diagonal, the Gram matrix of the rows, none; or "estimator" and "single".

@@ -1,4 +1,4 @@
-"""From sums over batches, or gradients alone, to the Hessian: what each noise scheme remembers.
+"""From sums over batches, or gradients alone: what each noise scheme remembers.
 
 antithetic
     Half differences h of the gradients at targets y + xi and y - xi. ``E[h h']`` is the Hessian for
@@ -29,6 +29,7 @@ import numpy.typing as npt
 from sklearn_gradhess._batches import Batches, PendingBatch
 from sklearn_gradhess._gradient_sums import GradientSums
 from sklearn_gradhess._law import in_unit
+from sklearn_gradhess._low_rank import LowRankMoments, sketch_size
 from sklearn_gradhess._moments import GradientMoments
 from sklearn_gradhess.noise import calibrated_variance
 
@@ -57,16 +58,27 @@ class GradientMemory(GradientSums):
         inherent_variance: float | str = 0.0,
         kurtosis: float = 1.0,
         law: tuple[str, ...] = (),
+        n_components: int | None = None,
     ) -> "GradientMemory":
         """Remember nothing yet, of gradients of `p` coordinates."""
         side_by_side = noise == "single" and inherent_variance == "estimate"
+        moments: GradientMoments | LowRankMoments
+        if n_components is None:
+            moments = GradientMoments.empty(p * (1 + side_by_side), centered=noise != "antithetic")
+        else:
+            moments = LowRankMoments.empty(
+                p - has_intercept,
+                centered=noise != "antithetic",
+                has_intercept=has_intercept,
+                size=sketch_size(n_components),
+            )
         return cls(
             noise,
             noise_scale,
             inherent_variance,
             has_intercept,
             kurtosis,
-            GradientMoments.empty(p * (1 + side_by_side), centered=noise != "antithetic"),
+            moments,
             np.zeros((N_GROUPS, p)),
             np.zeros(N_GROUPS),
             np.zeros(2),
@@ -235,7 +247,7 @@ class GradientMemory(GradientSums):
     def with_factor(self, factor: Array, *, n_batches: int, n_samples: int) -> "GradientMemory":
         """Return the memory of half differences whose second moment has this factor."""
         moments = replace(
-            self.moments,
+            self.whole,
             factor=factor * np.sqrt(n_samples),
             weight=float(n_samples),
             n_gradients=n_batches,
@@ -270,14 +282,14 @@ class GradientMemory(GradientSums):
         injected = np.sqrt(max(self.noise_scale - self.inherent_share, 0.0))
         mix = np.vstack([np.eye(p), -injected * np.eye(p)])
         kept = self.kept and tuple((rows @ mix, w, key) for rows, w, key in self.kept)
-        return replace(self, moments=self.moments.mapped(mix), kept=kept)
+        return replace(self, moments=self.whole.mapped(mix), kept=kept)
 
     def merge(self, other: "GradientMemory") -> "GradientMemory":
         """Return the memory of both; settle them first."""
         same = 1.0 if self.key == other.key else np.nan  # residuals of other coefficients
         return replace(
             self,
-            moments=self.moments.merge(other.moments),
+            moments=self._merged(other),
             squares=self.squares + other.squares,
             noise_sums=self.noise_sums + other.noise_sums,
             row_sums=self.row_sums + other.row_sums * np.array([1.0, same]),
@@ -289,6 +301,12 @@ class GradientMemory(GradientSums):
             dtype=self.of_dtype(other.dtype).dtype,
             kept=self.kept if self.kept is None else self.kept + (other.kept or ()),
         )
+
+    def _merged(self, other: "GradientMemory") -> GradientMoments | LowRankMoments:
+        if isinstance(self.moments, LowRankMoments):
+            assert isinstance(other.moments, LowRankMoments)
+            return self.moments.merge(other.moments)
+        return self.moments.merge(other.whole)
 
 
 def _square(residual: npt.NDArray[np.floating] | None, weights: Array | None) -> float:

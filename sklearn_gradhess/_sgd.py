@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
+from sklearn_gradhess._diagonal_hessian import DiagonalHessian
 from sklearn_gradhess._fitted import OneFactor
 from sklearn_gradhess._inference import Inference, infer
 from sklearn_gradhess._loss import Loss, ScaledLoss
@@ -82,6 +83,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     }
 
     _factors: Sequence[Array]
+    _diagonal: DiagonalHessian
 
     @classmethod
     @cache
@@ -270,6 +272,12 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 return None
             return given_factor(np.eye(problem.p) * _root_of_trace(problem), problem, ratio=0.0)
         estimator = given
+        if getattr(estimator, "n_components", None) is not None:
+            raise ValueError(
+                f"The preconditioner has n_components={estimator.n_components}, and a fit takes "
+                "one of all directions. Use preconditioner='diagonal' for wide data, or an "
+                "estimator with n_components=None."
+            )
         if not hasattr(estimator, "covariance_"):
             y = problem.Y[:, 0] if problem.Y.shape[1] == 1 else None
             estimator = clone(given).fit(problem.X, y, sample_weight)
@@ -348,6 +356,9 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self.converged_ = solution.converged
         factor = solution.factor
         self._factors = list(factor.factors)
+        self.__dict__.pop("_diagonal", None)
+        if solution.diagonal is not None:
+            self._diagonal = DiagonalHessian.of(solution.diagonal, self.preconditioner_)
         if self.noise == "single":  # kept in the estimator, and nowhere else
             self._estimator.fitted_ = replace(self._estimator.fitted_)
             unit_first = problem.has_intercept and problem.loss.quadratic
@@ -371,7 +382,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self.__dict__.update(loss.fitted)
 
     @property
-    def covariance_estimator_(self) -> GradientCovarianceEstimator:
+    def covariance_estimator_(self) -> GradientCovarianceEstimator | DiagonalHessian:
         """The preconditioner, as an estimator of the Hessian where it was last made."""
         if "_estimator" in vars(self):
             return self._estimator
@@ -381,6 +392,8 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 f"covariance_estimator_ is not there for loss={self.loss!r}, to which no noise is "
                 "calibrated."
             )
+        if "_diagonal" in vars(self):
+            return self._diagonal
         if not self._factors:
             d = self.n_features_in_
             raise AttributeError(

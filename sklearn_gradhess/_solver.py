@@ -48,6 +48,8 @@ _LAWLESS = ("diagonal", "pooled")
 _COUNTED = 0.1
 # Passes for the variances of the features, the Gram matrix of the rows, and the coefficients
 _TO_SAMPLES = 3.5
+# And for the diagonal of a Hessian at these
+_DIAGONAL = 1.5
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Solution(NamedTuple):
     history: list[dict[str, Any]]
     dispersion: Any  # mean squared slope over mean curvature, of each column or of all
     degrees: float = np.nan  # effective number of coefficients
+    diagonal: Diagonal | None = None  # of the Hessian, where that is all there is of it
 
     @property
     def converged(self) -> bool:
@@ -262,10 +265,16 @@ def _solve_in_sample_space(
     assert isinstance(factor, Factor)
     clipped = factor.n_clipped + problem.p - small.p
     degrees = factor.degrees_of_freedom(small.n_columns)
+    W, passes, diagonal = space.refined(found.W), _TO_SAMPLES, space.diagonal
+    if not problem.loss.quadratic:
+        raw = problem.predict(problem.X, W)
+        diagonal = diagonal_hessian(problem, problem.loss.curvature(problem.Y, raw))
+        passes += _DIAGONAL
     return found._replace(
-        W=space.refined(found.W),
+        W=W,
+        diagonal=diagonal,
         factor=replace(factor, roots=(), factors=(), n_clipped=clipped),
-        n_passes=found.n_passes + _TO_SAMPLES,
+        n_passes=found.n_passes + passes,
         degrees=degrees,
     )
 
@@ -308,8 +317,18 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
     assert fit.factor is not None
     target, dispersion = goal.promised(look.point), data.dispersion(look.point)
     degrees = data.degrees if lawless else np.nan
+    diagonal = fit.factor if isinstance(fit.factor, Diagonal) else None
     return Solution(
-        W, fit.factor, ending, target, data.rate, data.passes, history, dispersion, degrees
+        W,
+        fit.factor,
+        ending,
+        target,
+        data.rate,
+        data.passes,
+        history,
+        dispersion,
+        degrees,
+        diagonal,
     )
 
 

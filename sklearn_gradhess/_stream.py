@@ -44,7 +44,7 @@ _REPORTS = (
     "_degrees",
 )
 # and what the stream has taken over
-_FIT = ("_factors", "_fit_saw")
+_FIT = ("_factors", "_fit_saw", "_diagonal")
 
 
 class FitSaw(NamedTuple):

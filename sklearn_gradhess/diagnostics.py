@@ -130,6 +130,8 @@ def calibration_report(estimator: Any) -> CalibrationReport:
         If the estimator is not fitted.
     TypeError
         If it is another estimator.
+    ValueError
+        If it was fitted with `n_components`, which keeps a part of the spectrum.
 
     Examples
     --------
@@ -152,6 +154,12 @@ def calibration_report(estimator: Any) -> CalibrationReport:
         raise TypeError(
             f"calibration_report takes a fitted GradientCovarianceEstimator, got "
             f"{type(estimator).__name__}. Of a fitted model pass its covariance_estimator_."
+        )
+    if not fitted.whole:
+        raise ValueError(
+            "calibration_report judges the whole spectrum, and an estimator with n_components "
+            "keeps a part of it. Fit with n_components=None on fewer features; fit and "
+            "partial_fit_gradients warn of what n_components shows."
         )
     preconditioner = fitted.preconditioner
     noise = f"{fitted.noise} noise"

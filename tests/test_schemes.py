@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_gradhess._estimate import estimate_hessian, kept_gradients, noise_ratio
+from sklearn_gradhess._estimate import estimate as estimate_of
+from sklearn_gradhess._estimate import kept_gradients, noise_ratio
 from sklearn_gradhess._schemes import N_GROUPS, GradientMemory
 from tests.oracles import weighted_covariance
 
@@ -230,7 +231,7 @@ def test_a_memory_is_a_value_that_later_chunks_leave_alone(noise, rng):
     add(memory, [0, 0, 1], *chunk(rng, np.array([0, 0, 1]), noise=noise))
     memory.add_gradients(pair[0], pair[1] if noise == "antithetic" else None, batch_size=4)
     memory.settled().merge(memory.settled())
-    estimate_hessian(memory, correct=True)
+    estimate_of(memory, correct=True)
     assert_same(memory, before)
     for field in fields(memory):
         if isinstance(getattr(before, field.name), np.ndarray):
@@ -278,7 +279,7 @@ def test_merging_remembers_the_gradients_of_both(noise, rng):
 def test_antithetic_hessian_is_the_second_moment_over_the_noise_scale(noise_scale, rng):
     plus, minus = rng.standard_normal((2, 30, P))
     memory = empty(noise_scale=noise_scale).add_gradients(plus, minus, batch_size=4)
-    estimate = estimate_hessian(memory, correct=True)
+    estimate = estimate_of(memory, correct=True)
     half = (minus - plus) / 2
     np.testing.assert_allclose(
         estimate.factor.T @ estimate.factor, half.T @ half / 30 / noise_scale, atol=1e-13
@@ -301,7 +302,7 @@ def test_antithetic_excess_risk_is_the_mean_product_of_different_groups(rng):
             if a % N_GROUPS != b % N_GROUPS:
                 product += clean[a] @ inverse @ clean[b]
                 pairs += 1
-    estimate = estimate_hessian(memory, correct=False)
+    estimate = estimate_of(memory, correct=False)
     # E[S^-1] given the rows, of batches of four; leverages of N Gaussian rows, which S has too
     debias, n_rows = 1 - (P + 1) / 40 * (1 - 1 / 4), 160
     leverage = (n_rows - 1) * (n_rows + 2) / (n_rows * (n_rows - P))
@@ -312,7 +313,7 @@ def test_antithetic_excess_risk_is_the_mean_product_of_different_groups(rng):
 def test_too_few_gradients_do_not_tell_the_excess_risk(k, rng):
     plus, minus = rng.standard_normal((2, k, P))
     memory = empty().add_gradients(plus, minus, batch_size=4)
-    estimate = estimate_hessian(memory, correct=False)
+    estimate = estimate_of(memory, correct=False)
     assert np.isnan(estimate.excess_risk)
 
 
@@ -331,7 +332,7 @@ def test_without_correction_the_covariance_is_divided_by_the_total_noise_over_n(
     g = rng.standard_normal((50, P))
     memory = empty(noise, noise_scale=noise_scale, inherent_variance=inherent)
     memory = memory.add_gradients(g, None, batch_size=4)
-    estimate = estimate_hessian(memory, correct=False)
+    estimate = estimate_of(memory, correct=False)
     np.testing.assert_allclose(
         estimate.factor.T @ estimate.factor, np.cov(g.T) / divisor, atol=1e-13
     )
@@ -345,7 +346,7 @@ def test_the_correction_is_that_of_the_closed_form_for_many_gradients(rng):
     # MATH section 2.1, tau/n = 1; its small-sample terms are O(1/k)
     g, n, k = rng.standard_normal((200_000, P)) + np.array([1.0, 0.5, 0.0]), 16, 200_000
     memory = empty("single", has_intercept=False).add_gradients(g, None, batch_size=n)
-    estimate = estimate_hessian(memory, correct=True)
+    estimate = estimate_of(memory, correct=True)
     mean = g.mean(axis=0)
     M = np.cov(g.T) - np.outer(mean, mean) / n
     q = mean @ np.linalg.solve(M, mean)
@@ -360,7 +361,7 @@ def test_the_correction_is_that_of_the_closed_form_for_many_gradients(rng):
 def test_a_mean_gradient_past_saturation_is_left_uncorrected(rng):
     g = rng.standard_normal((50, P)) + 100.0
     memory = empty("single", has_intercept=False).add_gradients(g, None, batch_size=4)
-    estimate = estimate_hessian(memory, correct=True)
+    estimate = estimate_of(memory, correct=True)
     assert estimate.correction == "none"
     assert np.isnan(estimate.excess_risk)
     np.testing.assert_allclose(estimate.factor.T @ estimate.factor, np.cov(g.T), atol=1e-12)

@@ -522,7 +522,7 @@ def test_what_a_wide_fit_does_not_keep_is_said(rng, how):
     with pytest.raises(
         AttributeError, match=r"a matrix of 50 x 50, .* GiB, and a fit with precond"
     ):
-        model.covariance_estimator_  # noqa: B018
+        model.covariance_estimator_.covariance_  # noqa: B018
     assert np.isnan(model.rank_) if how == "diagonal" else model.rank_ == 19
     assert np.isnan(model.coef_standard_error_).all()
     assert np.isnan(model.intercept_standard_error_).all()

@@ -242,7 +242,7 @@ class HessianSpectrumDisplay(CurveDisplay):
             argument.
         ValueError
             If there is no estimator, or a matrix is no covariance of as many features; if an
-            estimator has the name of the given covariance.
+            estimator has the name of the given covariance, or was fitted with `n_components`.
         """
         cls._ready("from_estimators", ax, kwargs)
         named, truth = by_name(estimators), "Given covariance"
@@ -255,6 +255,11 @@ class HessianSpectrumDisplay(CurveDisplay):
         for name, estimator in named.items():
             check_is_fitted(estimator)
             if not hasattr(estimator, "covariance_"):
+                if getattr(estimator, "n_components", None) is not None:
+                    raise ValueError(
+                        f"{called(name, estimator)} has n_components={estimator.n_components}, and "
+                        "a spectrum is of all components. Fit it with n_components=None."
+                    )
                 raise TypeError(
                     f"{called(name, estimator)} has no covariance_. Pass a fitted "
                     "GradientCovarianceEstimator; of a fitted model its covariance_estimator_."

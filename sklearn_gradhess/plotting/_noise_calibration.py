@@ -410,6 +410,11 @@ def _check_estimator(estimator: Any) -> None:
             "NoiseCalibrationDisplay refits a GradientCovarianceEstimator, got "
             f"{type(estimator).__name__}. Of a fitted model pass its covariance_estimator_."
         )
+    if estimator.n_components is not None:
+        raise ValueError(
+            f"NoiseCalibrationDisplay compares whole covariances, and n_components="
+            f"{estimator.n_components} keeps a part of one. Use n_components=None."
+        )
     if estimator.noise == "none":
         raise ValueError(
             "noise='none' injects no noise, so its error is one number, not a curve. Use "

@@ -1,0 +1,262 @@
+"""What wide gradients tell: leading directions of the Hessian, and its mean along all others.
+
+The estimate is ``V' diag(l) V + r (I - V'V)``, V the leading eigenvectors of the gradients' second
+moment, l and r what the spiked model makes of its eigenvalues and of its trace (MATH section 15).
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from sklearn_gradhess._estimate import Estimate
+from sklearn_gradhess._fitted import Fitted, derived
+from sklearn_gradhess._low_rank import (
+    LowRankMoments,
+    along_components,
+    eigenvalues_of,
+    sketch_size,
+)
+from sklearn_gradhess._memory import refuse_dense
+
+__all__ = ["Components", "check_whitening"]
+
+Array = npt.NDArray[np.float64]
+_UNKNOWN = (np.nan, np.nan)
+
+
+def check_whitening(method: Any) -> None:
+    """Raise ValueError for a whitening that some directions do not tell."""
+    if method == "cholesky":
+        raise ValueError(
+            "whitening='cholesky' needs a triangular factor of n_features x n_features, and "
+            "n_components makes none. Use whitening='pca' or 'zca'."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Components(Fitted):
+    """A memory of wide gradients, and what it tells; a value, never changed.
+
+    Parameters
+    ----------
+    n_components : int, default=1
+        Directions to tell apart from the rest.
+    """
+
+    n_components: int = 1
+    whole: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """Raise ValueError where variances are no numbers."""
+        moments = self._moments
+        scale = self._scale(self.memory.settled().total_scale, moments)
+        self._refuse_overflow(float(np.sqrt(moments.squares.max(initial=0.0) / scale)))
+        if not moments.squares.any() and any(block.any() for block in moments.blocks):
+            largest = max(float(np.abs(block).max(initial=0.0)) for block in moments.blocks)
+            raise ValueError(
+                f"The variances vanish in float64: the gradients are {largest:.3g} at most, and "
+                "their squares are zero. Rescale X."
+            )
+
+    @property
+    def width(self) -> int:
+        """Rows of the sketch: it is their products that are factorised."""
+        return sketch_size(self.n_components)
+
+    @property
+    def _moments(self) -> LowRankMoments:
+        moments = self.memory.settled().moments
+        assert isinstance(moments, LowRankMoments)
+        return moments
+
+    def _scale(self, total: float, moments: LowRankMoments) -> float:
+        """Return what turns the Hessian into sums of squares."""
+        return moments.divisor * (total or 1.0)
+
+    @derived
+    def _estimate(self) -> Estimate:
+        """Tell the mean gradient; all else would take a matrix, or more gradients than features."""
+        nothing = np.zeros((0, self.memory.clean_sums.shape[1]))
+        mean, paired = self.settled.mean_gradient(), self.noise == "antithetic"
+        nuisance = (0.0, 0.0) if paired else _UNKNOWN
+        return Estimate(nothing, nothing, mean, np.nan, "none", nuisance)
+
+    @derived
+    def _spectrum(self) -> tuple[Array, Array, float, float]:
+        """Variances along the leading directions, these, the mean of all others, the next one."""
+        moments = self._moments
+        scale = self._scale(self.settled.total_scale, moments)
+        trace, k = float(moments.squares.sum()) / scale, self.n_effective
+        _, singular, vectors = np.linalg.svd(moments.rows(), full_matrices=False)
+        # A feature is rounded by so much, its offset included
+        squares = moments.squares + np.sum(moments.head[:, -self.n_features :] ** 2, axis=0)
+        noise = vectors**2 @ (self._rounding**2 * squares)
+        kept = singular**2 > np.maximum(noise, np.finfo(np.float64).tiny)
+        singular, vectors = singular[kept], vectors[kept]
+        values = singular**2 / scale
+        leading, vectors = values[: self.n_components], vectors[: self.n_components].copy()
+        vectors *= np.sign(vectors[np.arange(len(vectors)), np.argmax(np.abs(vectors), axis=1)])[
+            :, None
+        ]
+        variances, rest = eigenvalues_of(leading, trace, self.n_features, k)
+        following = values[self.n_components : self.n_components + 1]
+        others = self.n_features - len(leading)
+        hidden = along_components(following, rest, others / k)[0] if len(following) else [0.0]
+        s, mean = self.shrinkage, trace / self.n_features
+        return (
+            (1 - s) * variances + s * mean,
+            vectors,
+            (1 - s) * rest + s * mean,
+            (1 - s) * max(float(hidden[0]), rest),
+        )
+
+    @property
+    def components(self) -> npt.NDArray[np.floating]:
+        """Leading directions, a row each, of length one."""
+        return self._spectrum[1].astype(self.memory.dtype, copy=False)
+
+    @property
+    def eigenvalues(self) -> Array:
+        """Variances along them."""
+        return self._spectrum[0]
+
+    @property
+    def residual_variance(self) -> float:
+        """Variance along every other direction, on the mean."""
+        return self._spectrum[2]
+
+    @property
+    def unresolved(self) -> float:
+        """Largest eigenvalue that is not told apart from the rest, over the largest of all."""
+        variances = self._spectrum[0]
+        return float(self._spectrum[3] / variances[0]) if len(variances) else np.nan
+
+    @property
+    def shrinkage(self) -> float:
+        """Shrinkage towards the mean variance."""
+        return float(self.wanted_shrinkage or 0.0)
+
+    @derived
+    def location(self) -> npt.NDArray[np.floating]:
+        """Mean of the features."""
+        return self._narrow(self._moments.location)
+
+    @derived
+    def effective_rank(self) -> float:
+        """Trace over the largest eigenvalue."""
+        variances, _, rest, _ = self._spectrum
+        if not len(variances) or not variances[0] > 0:
+            return 0.0
+        total = variances.sum() + rest * (self.n_features - len(variances))
+        return float(total / variances[0])
+
+    def _solve(self, gradient: Array) -> Array:
+        variances, vectors, rest, _ = self._spectrum
+        along = vectors @ gradient
+        inverse = np.divide(1.0, variances, out=np.zeros_like(variances), where=variances > 0)
+        outside = (gradient - along @ vectors) / rest if rest else 0.0
+        return (along * inverse) @ vectors + outside
+
+    def _intercept_curvature(self) -> float:
+        return self._moments.intercept_variance() / (self.settled.total_scale or 1.0)
+
+    def n_features_out(self, method: Any) -> int:
+        """Columns that `whiten` makes."""
+        check_whitening(method)
+        return len(self.components) if method == "pca" else self.n_features
+
+    def whiten(self, X: Any, method: Any) -> npt.NDArray[np.floating]:
+        """Give rows of features the identity covariance."""
+        check_whitening(method)
+        along, outside = self._powers(-0.5, X.dtype)
+        if method == "pca":
+            return self._scores(X) * along
+        vectors, location = self.components.astype(X.dtype), self.location.astype(X.dtype)
+        scores = self._scores(X)
+        if sparse.issparse(X):
+            refuse_dense(
+                *X.shape,
+                instead="Use whitening='pca', which makes n_components columns.",
+            )
+            X = X.toarray()
+        return (X - location) * outside + (scores * (along - outside)) @ vectors
+
+    def unwhiten(self, Z: npt.NDArray[np.floating], method: Any) -> npt.NDArray[np.floating]:
+        """Undo `whiten`, in the span of the components where that is all there is."""
+        vectors, location = self.components.astype(Z.dtype), self.location.astype(Z.dtype)
+        along, outside = self._powers(0.5, Z.dtype)
+        if method == "pca":
+            return (Z * along) @ vectors + location
+        return Z * outside + ((Z @ vectors.T) * (along - outside)) @ vectors + location
+
+    def _powers(self, power: float, dtype: Any) -> tuple[npt.NDArray[np.floating], Any]:
+        """Powers of the eigenvalues, in and out of the span; zero of zero."""
+        variances, _, rest, _ = self._spectrum
+        values = np.append(variances, rest)
+        raised = np.where(values > 0, values, 1.0) ** power * (values > 0)
+        raised = raised.astype(dtype)
+        return raised[:-1], raised[-1]
+
+    def _scores(self, X: Any) -> npt.NDArray[np.floating]:
+        vectors, location = self.components.astype(X.dtype), self.location.astype(X.dtype)
+        if sparse.issparse(X):
+            return X @ vectors.T - location @ vectors.T
+        return (X - location) @ vectors.T
+
+    def squared_distances(self, X: Any) -> Array:
+        """Squared Mahalanobis distances of rows to the location."""
+        X = X.astype(np.float64)
+        along, outside = self._powers(-1.0, np.float64)
+        scores, location = self._scores(X), self.location.astype(np.float64)
+        if sparse.issparse(X):
+            squares = np.asarray(X.multiply(X).sum(axis=1)).ravel()
+            squares = squares - 2 * (X @ location) + location @ location
+            beyond = np.maximum(squares - np.sum(scores**2, axis=1), 0.0)
+        else:
+            beyond = np.sum((X - location - scores @ self.components) ** 2, axis=1)
+        return scores**2 @ along + outside * beyond
+
+    def log_likelihood(self, mean_squared_distance: float) -> float:
+        """Gaussian log-likelihood of a row, on the mean."""
+        variances, vectors, rest, _ = self._spectrum
+        others = self.n_features - len(vectors)
+        with np.errstate(divide="ignore"):
+            log_det = np.sum(np.log(variances)) + (others * np.log(rest) if others else 0.0)
+        total = mean_squared_distance + log_det + self.n_features * np.log(2 * np.pi)
+        return float(-total / 2) if np.isfinite(log_det) else -np.inf
+
+    def _refuse(self, name: str) -> NoReturn:
+        d = self.n_features
+        raise AttributeError(
+            f"{name} is a matrix of {d} x {d}, {8 * d**2 / 2**30:.3g} GiB, and with "
+            f"n_components={self.n_components} only so many directions are kept, beside one "
+            "variance for all others. Use components_, eigenvalues_, residual_variance_, "
+            "newton_step or transform; or fit with n_components=None."
+        )
+
+    @property
+    def preconditioner(self) -> NoReturn:
+        """Not there: it is dense."""
+        self._refuse("A factor of covariance_")
+
+    @property
+    def covariance(self) -> NoReturn:
+        """Not there: it is dense."""
+        self._refuse("covariance_")
+
+    @property
+    def precision(self) -> NoReturn:
+        """Not there: it is dense."""
+        self._refuse("precision_")
+
+    @property
+    def gradient_covariance(self) -> NoReturn:
+        """Not there: it is dense."""
+        self._refuse("gradient_covariance_")
+
+    def hessian_factor(self, *, intercept: bool) -> NoReturn:
+        """Not there: it is dense."""
+        self._refuse("A factor of covariance_")
