@@ -38,26 +38,6 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     whitening: Any
     store_precision: bool
 
-    @classmethod
-    def _from_factor(
-        cls,
-        factor: npt.NDArray[np.float64],
-        *,
-        n_batches: int,
-        n_samples: int,
-        batch_size: int,
-        has_intercept: bool,
-        **params: Any,
-    ) -> Any:
-        """Return the estimator that has seen a sketch of the Hessian, in factor form."""
-        make: Any = cls
-        estimator = make(batch_size=batch_size, assume_centered=not has_intercept, **params)
-        estimator.n_features_in_ = factor.shape[1] - has_intercept
-        estimator.batch_size_ = batch_size
-        memory = estimator._start(estimator.n_features_in_, has_intercept=has_intercept)
-        estimator._conclude(memory.with_factor(factor, n_batches=n_batches, n_samples=n_samples))
-        return estimator
-
     @property
     def covariance_(self) -> npt.NDArray[np.floating]:
         """Estimate of the Hessian."""

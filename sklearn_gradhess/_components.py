@@ -82,7 +82,8 @@ class Components(Fitted):
         nothing = np.zeros((0, self.memory.clean_sums.shape[1]))
         mean, paired = self.settled.mean_gradient(), self.noise == "antithetic"
         nuisance = (0.0, 0.0) if paired else _UNKNOWN
-        return Estimate(nothing, nothing, mean, np.nan, "none", nuisance)
+        correction = "none" if self.wanted_correction == "none" else "spiked"
+        return Estimate(nothing, nothing, mean, np.nan, correction, nuisance)
 
     @derived
     def _spectrum(self) -> tuple[Array, Array, float, float]:
@@ -93,7 +94,7 @@ class Components(Fitted):
         _, singular, vectors = np.linalg.svd(moments.rows(), full_matrices=False)
         # A feature is rounded by so much, its offset included
         squares = moments.squares + np.sum(moments.head[:, -self.n_features :] ** 2, axis=0)
-        noise = vectors**2 @ (self._rounding**2 * squares)
+        noise = self.n_features * (vectors**2 @ (self._rounding**2 * squares))
         kept = singular**2 > np.maximum(noise, np.finfo(np.float64).tiny)
         singular, vectors = singular[kept], vectors[kept]
         values = singular**2 / scale
@@ -101,9 +102,13 @@ class Components(Fitted):
         vectors *= np.sign(vectors[np.arange(len(vectors)), np.argmax(np.abs(vectors), axis=1)])[
             :, None
         ]
-        variances, rest = eigenvalues_of(leading, trace, self.n_features, k)
-        following = values[self.n_components : self.n_components + 1]
         others = self.n_features - len(leading)
+        if self.correction == "spiked":
+            variances, rest = eigenvalues_of(leading, trace, self.n_features, k)
+        else:
+            variances = leading
+            rest = max(trace - float(leading.sum()), 0.0) / others if others else 0.0
+        following = values[self.n_components : self.n_components + 1]
         hidden = along_components(following, rest, others / k)[0] if len(following) else [0.0]
         s, mean = self.shrinkage, trace / self.n_features
         return (
@@ -147,11 +152,34 @@ class Components(Fitted):
     @derived
     def effective_rank(self) -> float:
         """Trace over the largest eigenvalue."""
-        variances, _, rest, _ = self._spectrum
+        variances = self._spectrum[0]
         if not len(variances) or not variances[0] > 0:
             return 0.0
-        total = variances.sum() + rest * (self.n_features - len(variances))
-        return float(total / variances[0])
+        return self.traces[0] / float(variances[0])
+
+    @property
+    def traces(self) -> tuple[float, float]:
+        """Sum of all variances, and of their squares."""
+        variances, _, rest, _ = self._spectrum
+        others = self.n_features - len(variances)
+        return (
+            float(variances.sum() + rest * others),
+            float(np.sum(variances**2) + rest**2 * others),
+        )
+
+    @property
+    def centred_gradient(self) -> Array:
+        """Mean gradient of the centred features."""
+        gradient = self.mean_gradient.astype(np.float64)
+        if not self.memory.has_intercept:
+            return gradient
+        return gradient - self.location * self.mean_intercept_gradient
+
+    def variance_along(self, direction: Array) -> float:
+        """Variance along a direction of length one."""
+        variances, vectors, rest, _ = self._spectrum
+        along2 = (vectors @ direction) ** 2
+        return float(variances @ along2 + rest * (1 - along2.sum()))
 
     def _solve(self, gradient: Array) -> Array:
         variances, vectors, rest, _ = self._spectrum

@@ -1,6 +1,7 @@
 """Linear models on dask collections: fit by rounds of questions, and score."""
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn_gradhess import _blocks
 from sklearn_gradhess._blocks import Encoding
 from sklearn_gradhess._dask import Collection, Engine, check_collection, nameless
 from sklearn_gradhess._descent import Ending, Goal, Look, Model, Point, descend
-from sklearn_gradhess._loss import ScaledLoss
+from sklearn_gradhess._loss import Loss, ScaledLoss
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._multinomial import MultinomialLoss
@@ -74,7 +75,21 @@ class _Shape(NamedTuple):
 
 
 class DaskMixin:
-    """Fit and score of the linear models where X is a dask array or data frame."""
+    """Fit and score of the linear models where X is a dask array or data frame.
+
+    What it asks of these models is declared here.
+    """
+
+    _vector: bool
+    _fit_saw: FitSaw
+    _attributes: Callable[[Array, Any], dict[str, Any]]
+    _generator: Callable[[], np.random.Generator]
+    _make_loss: Callable[[], Loss]
+    _refuse_unfit: Callable[[Any, Array], None]
+    _start_from: Callable[[Any, Any, int, int], Array | None]
+    _store: Callable[[Array, Any], None]
+    _store_solution: Callable[[Solution, Any], None]
+    _warn: Callable[[Solution, Any], None]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return R^2 of the prediction, or the accuracy of a classifier.
@@ -166,7 +181,7 @@ class _Fit:
         self.history: list[dict[str, Any]] = []
         self.penalty = Penalty(model.alpha, model.penalty_units)
         self.spread: Spread | None = None
-        self.monitor = Monitor(model, engine.collection.X, None, None)
+        self.monitor = Monitor(model, model._attributes, engine.collection.X, None, None)
 
     def labelled(self, dtype: str) -> tuple[Encoding, _Counts]:
         """Classes and their counts: a round."""

@@ -28,8 +28,8 @@ class Estimate(NamedTuple):
     mean_gradient : ndarray of shape (p,)
     excess_risk : float
         m^2; NaN where the gradients do not tell.
-    correction : {"gaussian", "none"}
-        What was done about the nuisance of single-noise gradients.
+    correction : {"gaussian", "spiked", "none"}
+        What was done about the nuisance of single-noise gradients, or about sample eigenvalues.
     nuisance : tuple of (float, float)
         Least and greatest relative size of the nuisance, removed or not; NaN where unknown.
     assumed : float

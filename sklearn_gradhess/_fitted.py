@@ -83,7 +83,7 @@ class Fitted:
 
     def _refuse_overflow(self, largest: float) -> None:
         dtype = self.memory.dtype
-        if largest**2 <= np.finfo(dtype).max:
+        if float(largest) <= float(np.sqrt(np.finfo(dtype).max)):
             return
         raise ValueError(
             f"The covariance overflows {dtype}: the largest standard deviation of a "

@@ -318,9 +318,10 @@ def eigenvalues_of(
         return seen, 0.0
     rest, ratio = trace / n_features, others / n_gradients
     for _ in range(_ROUNDS):
-        before = rest
-        rest = max((trace - float(along_components(seen, rest, ratio)[1].sum())) / others, 0.0)
-        if rest * others <= _SETTLED * trace:
+        before, variances = rest, along_components(seen, rest, ratio)[1]
+        out = variances > rest  # the others have the rest, whatever it is
+        rest = max((trace - float(variances[out].sum())) / (n_features - out.sum()), 0.0)
+        if rest * n_features <= _SETTLED * trace:
             return seen, 0.0
         if abs(rest - before) <= _SETTLED * rest:
             break

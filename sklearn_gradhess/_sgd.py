@@ -16,6 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklearn_gradhess._accumulation import of_factor
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
 from sklearn_gradhess._diagonal_hessian import DiagonalHessian
@@ -124,7 +125,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         problem, self._fit_saw = self._problem(X, Y, loss, sample_weight)
         with blas_threads(X.shape[1]):
             if self.noise == "single":
-                monitor = Monitor(self, X, labels, held_out)
+                monitor = Monitor(self, self._attributes, X, labels, held_out)
                 solution = self._solve_single(problem, sample_weight, rng, start, monitor)
             else:
                 settings = self._settings(problem, sample_weight)
@@ -132,7 +133,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 problem = replace(problem, loss=loss)
                 self._fit_saw = self._fit_saw._replace(loss=loss)
                 held_out = held_out and replace(held_out, loss=loss)
-                monitor = Monitor(self, X, labels, held_out)
+                monitor = Monitor(self, self._attributes, X, labels, held_out)
                 settings = replace(settings, on_iteration=monitor, shows_coef=monitor.sees_coef)
                 solution = solve(problem, settings, rng, start)
                 solution = solution._replace(n_passes=solution.n_passes + n_passes)
@@ -402,7 +403,8 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 "preconditioner='exact' or 'sketch', or take fewer features."
             )
         n_batches, batch_size, n_samples = self._sketched
-        return GradientCovarianceEstimator._from_factor(
+        return of_factor(
+            GradientCovarianceEstimator,
             self._root,
             n_batches=n_batches,
             n_samples=n_samples,

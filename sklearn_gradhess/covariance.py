@@ -149,7 +149,8 @@ class GradientCovarianceEstimator(Accumulation, FittedAttributes, EmpiricalCovar
     correction : {"auto", "gaussian", "none"}, default="auto"
         Single noise, or none but a known inherent one: remove the nuisance by a formula that is
         exact for Gaussian features, and wrong for heavy tails or plus-minus-one features. "auto":
-        for the squared loss.
+        for the squared loss. With `n_components` there is no such formula; "auto" then takes the
+        noise of all other directions off `eigenvalues_`, and "none" leaves what the gradients show.
     loss : {"squared_error", "log_loss", "poisson", "gamma", ...}, default="squared_error"
         Loss whose Hessian at `coef` is wanted, "tweedie" and "huber" too; with log link for
         "poisson", "gamma" and "tweedie", and targets in [0, 1] for "log_loss". Noise is calibrated
@@ -212,8 +213,8 @@ class GradientCovarianceEstimator(Accumulation, FittedAttributes, EmpiricalCovar
         m^2 = u' Hessian u, u the error of `coef` and `intercept`: twice the loss to be gained.
         From pairs unbiased, so near the optimum it may be negative. NaN where the gradients are too
         few, saturated or uncalibrated; `calibration_report` says which.
-    correction_ : {"gaussian", "none"}
-        Correction that was applied.
+    correction_ : {"gaussian", "spiked", "none"}
+        Correction that was applied; "spiked" is that of `eigenvalues_`.
     batch_size_ : int
         Rows in a batch.
     n_batches_ : int

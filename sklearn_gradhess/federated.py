@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils import check_array
 
+from sklearn_gradhess._accumulation import of_factor
 from sklearn_gradhess._descent import Ending, Goal, Look, Model, Point, descend
 from sklearn_gradhess._gradients import RowCoefficients, batch_index, batch_sums, derivatives
 from sklearn_gradhess._losses import make_loss
@@ -287,7 +288,8 @@ def fit_holders(
         if made.quadratic and ending is Ending.CONVERGED:
             asked.confirm(W, look.point, tol)
     factor: Factor = look.point.rows.factor
-    hessian = GradientCovarianceEstimator._from_factor(
+    hessian = of_factor(
+        GradientCovarianceEstimator,
         factor.factors[0],
         n_batches=factor.n_batches,
         n_samples=round(asked.problem.count),
