@@ -167,6 +167,38 @@ def body_lines(function):
     return function.end_lineno - body[0].lineno + 1 if body else 0
 
 
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(module):
+    """Private names that a module gives to something: functions, attributes, declarations."""
+    for node in ast.walk(TREES[module]):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Name(id=name, ctx=ast.Store()):
+                yield name
+            case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name, ctx=ast.Store()):
+                yield name
+
+
+PRIVATE = {module: set(filter(is_private, private_names(module))) for module in TREES}
+
+
+def private_names_of_others(module):
+    """Attributes of something else than itself that are private to other modules."""
+    others = set().union(*PRIVATE.values()) - PRIVATE[module]
+    for node in ast.walk(TREES[module]):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                continue
+            case ast.Attribute(value=ast.Call(func=ast.Name(id="super"))):
+                continue
+            case ast.Attribute(attr=name) if name in others:
+                yield f"{ast.unparse(node)} in line {node.lineno}"
+
+
 def run(code):
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False
@@ -287,6 +319,16 @@ def test_no_function_body_is_long(module):
         and body_lines(node) > MAX_BODY_LINES
     }
     assert long == {}
+
+
+@each_module
+def test_private_names_of_another_module_s_objects_are_left_alone(module):
+    assert list(private_names_of_others(module)) == []
+
+
+def test_private_names_are_found():
+    assert {"_start", "_rng", "_memory"} <= PRIVATE["_accumulation"]
+    assert "_start" in PRIVATE["_dask_covariance"]  # declared, as what it asks for
 
 
 @each_module
