@@ -114,7 +114,7 @@ class Components(Fitted):
         return (
             (1 - s) * variances + s * mean,
             vectors,
-            (1 - s) * rest + s * mean,
+            float((1 - s) * rest + s * mean),
             (1 - s) * max(float(hidden[0]), rest),
         )
 

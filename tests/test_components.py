@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.stats import multivariate_normal
 from sklearn.base import clone
+from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
@@ -158,6 +159,20 @@ def test_what_gradients_show_is_more_than_there_is(rng):
     assert np.all(seen - ours.eigenvalues_ > 0.9 * 2 * 898 / 300)
     along = np.einsum("ij,jk,ik->i", V, truth, V)
     assert np.all(seen / along > ours.eigenvalues_ / along)
+
+
+@pytest.mark.parametrize("k", [2, 20])
+def test_without_correction_they_are_the_components_of_the_sample(rng, k):
+    X, _ = spiked(rng, 40, 90, [60.0, 20.0])
+    ours, theirs = fitted(X, k=k, correction="none", whitening="pca"), PCA(k).fit(X)
+    assert ours.correction_ == "none"
+    # 40 gradients are cut once to 18 directions for k = 2, and to all of them for k = 20
+    close = {"rtol": 1e-7 if k == 20 else 2e-3}
+    np.testing.assert_allclose(ours.eigenvalues_ * 40 / 39, theirs.explained_variance_, **close)
+    cosines = np.abs(np.sum(ours.components_ * theirs.components_, axis=1))
+    np.testing.assert_allclose(cosines, 1.0, **close)
+    rest = np.trace(np.cov(X.T)) - theirs.explained_variance_.sum()
+    np.testing.assert_allclose(ours.residual_variance_ * 40 / 39, rest / (90 - k), **close)
 
 
 def test_noise_alone_has_no_direction(rng):
@@ -626,7 +641,7 @@ def test_single_noise_far_from_the_optimum_is_said(rng):
     with pytest.warns(CalibrationWarning, match=r"^The excess risk is at least .* batch size 2: "):
         ours = fitted(X, y, k=1, noise="single", batch_size=2)
     assert np.isnan(ours.expected_error_)
-    assert ours.correction_ == "none"
+    assert ours.correction_ == "spiked"
 
 
 # --- a citizen of scikit-learn

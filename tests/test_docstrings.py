@@ -158,6 +158,7 @@ def test_documented_attributes_exist_after_fit(fitted, of_components):
 
 def test_attributes_of_a_fit_are_documented(fitted):
     named = {name for name in dir(fitted) if re.fullmatch(r"[^_].*[^_]_", name)}
+    named |= OF_COMPONENTS
     assert named == entries(GradientCovarianceEstimator, "Attributes").keys()
 
 
