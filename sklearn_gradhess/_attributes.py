@@ -12,9 +12,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._dask_covariance import log_likelihood_by_block
+from sklearn_gradhess._failures import expected_error
 from sklearn_gradhess._fitted import Fitted
 from sklearn_gradhess._validation import check_features, is_dask, refuse_foreign, refuse_overflow
-from sklearn_gradhess.diagnostics import expected_error
 
 __all__ = ["FittedAttributes"]
 

@@ -19,7 +19,7 @@ from sklearn.utils import check_array
 from sklearn.utils.multiclass import check_classification_targets
 
 from sklearn_gradhess._descent import Model
-from sklearn_gradhess._losses import Loss
+from sklearn_gradhess._loss import Loss
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._penalty import Spread
 from sklearn_gradhess._rows import Problem

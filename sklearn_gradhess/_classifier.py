@@ -96,7 +96,7 @@ GradientCovarianceEstimator, default="auto"
         Start from the coefficients of the last fit.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, nonnegative; those that a dict lacks weigh one. "balanced" is
-        inverse to their frequencies. A key that is no label is refused.
+        inverse to their frequencies, sample weights counted. A key that is no label is refused.
     random_state : int, RandomState instance, Generator or None, default=None
         Source of the sketch and of the mini-batches.
     verbose : int, default=0

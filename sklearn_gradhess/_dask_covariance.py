@@ -10,7 +10,7 @@ from sklearn_gradhess import _blocks
 from sklearn_gradhess._blocks import Answer, Block, Encoding
 from sklearn_gradhess._dask import Collection, Engine, check_collection
 from sklearn_gradhess._gradients import choose_batch_size
-from sklearn_gradhess._losses import SquaredLoss
+from sklearn_gradhess._loss import SquaredLoss
 from sklearn_gradhess._validation import check_coef
 
 __all__ = ["log_likelihood_by_block", "see_blocks"]

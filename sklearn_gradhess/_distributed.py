@@ -13,6 +13,7 @@ from sklearn_gradhess import _blocks
 from sklearn_gradhess._blocks import Encoding
 from sklearn_gradhess._dask import Collection, Engine, check_collection, nameless
 from sklearn_gradhess._descent import Ending, Goal, Look, Model, Point, descend
+from sklearn_gradhess._loss import ScaledLoss
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._multinomial import MultinomialLoss
@@ -25,7 +26,7 @@ from sklearn_gradhess._sketch import triangles_factor
 from sklearn_gradhess._solver import Solution, record_of
 from sklearn_gradhess._stream import FitSaw
 from sklearn_gradhess._validation import is_dask, refuse_foreign
-from sklearn_gradhess._weights import class_weighted, refuse_one_class
+from sklearn_gradhess._weights import balanced, class_weighted, refuse_one_class
 
 __all__ = ["DaskMixin"]
 
@@ -140,7 +141,7 @@ class DaskMixin:
                     f"y has {y.ndim} dimensions, but loss={model.loss!r} takes one target: pass a "
                     "vector of shape (n_samples,)."
                 )
-            if model._make_loss().scale is not None:
+            if isinstance(model._make_loss(), ScaledLoss):
                 raise ValueError(
                     f"loss={model.loss!r} needs the scale of the residuals, estimated from "
                     "rows in memory, and X is a dask collection. Use another loss, or fit "
@@ -178,7 +179,7 @@ class _Fit:
         check_classification_targets(model.classes_)
         each: Any = np.ones(len(table))
         if model.class_weight == "balanced":
-            each = table[:, 1].sum() / (len(table) * np.maximum(table[:, 1], 1e-300))
+            each = balanced(table[:, 1])
         elif model.class_weight is not None:
             each = class_weighted(model.class_weight, model.classes_, model.classes_, None)
         weight = each * table[:, 1]

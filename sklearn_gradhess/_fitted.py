@@ -14,9 +14,10 @@ import numpy.typing as npt
 from scipy.linalg import block_diag, eigh
 from sklearn.covariance import ledoit_wolf_shrinkage, oas
 
+from sklearn_gradhess._estimate import Estimate, estimate_hessian, kept_gradients
 from sklearn_gradhess._moments import centered_block, triangular_factor
 from sklearn_gradhess._preconditioner import Preconditioner, factorize
-from sklearn_gradhess._schemes import Estimate, GradientMemory
+from sklearn_gradhess._schemes import GradientMemory
 from sklearn_gradhess._validation import blas_threads
 
 __all__ = ["Fitted", "OneFactor"]
@@ -70,7 +71,7 @@ class Fitted:
         """Raise ValueError where there is no covariance; looks at the norms of columns alone."""
         memory = self.memory.settled().calibrated()
         if isinstance(self.wanted_shrinkage, str):
-            memory.kept_gradients(np.zeros(self.n_features))
+            kept_gradients(memory, np.zeros(self.n_features))
         with np.errstate(all="ignore"):
             factor = memory.moments.covariance_factor() / np.sqrt(memory.total_scale or 1.0)
             if memory.has_intercept:
@@ -124,7 +125,8 @@ class Fitted:
 
     @_derived
     def _estimate(self) -> Estimate:
-        return self.settled.estimate(
+        return estimate_hessian(
+            self.settled,
             correct=self.wanted_correction == "gaussian"
             or (self.wanted_correction == "auto" and self.loss == "squared_error"),
             rounding=self._rounding,
@@ -142,7 +144,7 @@ class Fitted:
         """Shrinkage, and the root of the shrunken covariance."""
         shrinkage, (location, factor) = self.wanted_shrinkage, self._centered
         if isinstance(shrinkage, str):
-            rows = self.settled.kept_gradients(location)
+            rows = kept_gradients(self.settled, location)
             if len(rows) < 2:
                 shrinkage = 1.0  # one gradient tells no direction from another
             elif shrinkage == "ledoit_wolf":

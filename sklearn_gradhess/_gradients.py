@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from sklearn_gradhess._losses import Loss, SquaredLoss
+from sklearn_gradhess._loss import Loss, SquaredLoss
 from sklearn_gradhess.noise import draw_target_noise
 
 Array = npt.NDArray[np.floating]

@@ -10,7 +10,8 @@ from sklearn.metrics import d2_tweedie_score
 
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._distributed import DaskMixin
-from sklearn_gradhess._losses import Loss, make_loss
+from sklearn_gradhess._loss import Loss
+from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._sgd import PreconditionedSGD
 from sklearn_gradhess._validation import (
     Interval,

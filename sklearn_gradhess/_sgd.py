@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -19,8 +20,8 @@ from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
 from sklearn_gradhess._fitted import OneFactor
 from sklearn_gradhess._inference import Inference, infer
-from sklearn_gradhess._losses import Loss
-from sklearn_gradhess._memory import allowed, refuse_many_rows, refuse_wide
+from sklearn_gradhess._loss import Loss, ScaledLoss
+from sklearn_gradhess._memory import allowed, matrices, refuse_many_rows, refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._penalty import Penalty, Spread
@@ -81,6 +82,12 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     }
 
     _factors: Sequence[Array]
+
+    @classmethod
+    @cache
+    def _get_param_names(cls) -> list[str]:
+        # Asked for at every fit and clone, and read off the signature every time
+        return super()._get_param_names()
 
     def _refuse_unfit(self, X: Any, Y: Array) -> None:
         """Raise ValueError where features are too many for matrices of the Hessian's size."""
@@ -199,7 +206,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             steps=stepwise,
             coupled=problem.loss.coupling > 1,
             square=not isinstance(self.preconditioner, str),
-            memory=allowed(),
+            memory=allowed(matrices(problem.p, columns)),
         )
         if chosen.preconditioner in ("exact", "sketch", "pooled"):
             self._refuse_unfit(problem.X, problem.Y)
@@ -294,7 +301,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 f"noise='single' sees one gradient a batch, but there are {problem.Y.shape[1]} "
                 "outputs or classes. Fit one model an output, or use noise='antithetic'."
             )
-        if problem.loss.scale is not None or problem.loss.calibration is None:
+        if isinstance(problem.loss, ScaledLoss) or problem.loss.calibration is None:
             raise ValueError(
                 f"noise='single' sees gradients, and loss={problem.loss.name!r} needs the scale of "
                 "the residuals, which they do not tell. Use another loss, or noise='antithetic'."

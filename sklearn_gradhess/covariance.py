@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess._attributes import FittedAttributes
 from sklearn_gradhess._dask_covariance import see_blocks
+from sklearn_gradhess._failures import failures
 from sklearn_gradhess._fitted import Fitted
 from sklearn_gradhess._gradients import (
     batch_index,
@@ -42,7 +43,6 @@ from sklearn_gradhess._validation import (
     refuse_overflow,
     unchanged_on_error,
 )
-from sklearn_gradhess.diagnostics import failures
 from sklearn_gradhess.exceptions import CalibrationWarning
 from sklearn_gradhess.noise import as_generator
 

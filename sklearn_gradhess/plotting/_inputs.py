@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["as_covariance", "as_increasing", "by_name", "called", "eigenvalues", "last_step"]
+__all__ = [
+    "as_covariance",
+    "as_increasing",
+    "as_radii",
+    "by_name",
+    "called",
+    "each",
+    "eigenvalues",
+    "last_step",
+    "radius_unit",
+]
 
 Array = npt.NDArray[np.float64]
 
@@ -96,3 +107,27 @@ def eigenvalues(matrix: Array) -> Array:
     values = np.linalg.eigvalsh(matrix.astype(np.float64))[::-1]
     rounding = len(values) * np.finfo(matrix.dtype).eps * np.abs(values).max()
     return np.where(np.abs(values) <= rounding, 0.0, values)
+
+
+def as_radii(radii: npt.ArrayLike | None) -> Array:
+    """Radii of an attack, increasing; by default up to one unit."""
+    if radii is None:
+        return np.linspace(0.0, 1.0, 51)
+    return as_increasing(radii, "radii", "np.linspace(0, 1, 51)")
+
+
+def radius_unit(scale: Any, name: str) -> str:
+    """Say in what the radius is measured."""
+    return "units of X" if scale is None else f"multiples of {name}"
+
+
+def each(named: dict[str, Any], measure: Callable[[Any], Any]) -> dict[str, Any]:
+    """Measure each model; an error notes which it is about."""
+    found = {}
+    for name, estimator in named.items():
+        try:
+            found[name] = measure(estimator)
+        except ValueError as error:
+            error.add_note(f"This is about the model {name!r}.")
+            raise
+    return found
