@@ -215,7 +215,7 @@ def inherent_noise(
 ) -> float:
     """Noise in the targets, as a multiple of the curvature; antithetic noise ignores it.
 
-    "estimate" is Pearson's: the mean squared gradient over the mean curvature, for the squared
+    "estimate" is the mean squared gradient over the mean curvature, for the squared
     loss the mean squared residual.
     """
     if noise == "antithetic" or (isinstance(inherent_variance, str) and gradient is None):

@@ -395,6 +395,7 @@ class AdversarialRiskDisplay(RiskCurves):
             metric="certified" if y is None else "certified right",
             norm=norm,
             radius_unit=radius_unit(feature_scale, "feature_scale"),
+            constant=None if y is None else of_constant("accuracy", 0.5, X, y, None),
         )
         return display.plot(ax, **kwargs)
 

@@ -15,6 +15,7 @@ __all__ = [
     "as_radii",
     "by_name",
     "called",
+    "columns_of",
     "each",
     "eigenvalues",
     "last_step",
@@ -72,8 +73,17 @@ def as_increasing(values: npt.ArrayLike, name: str, example: str) -> Array:
     return found
 
 
-def as_covariance(covariance: Any, name: str, n_features: int | None = None) -> Array:
-    """Symmetric matrix, or the `covariance_` of a fitted estimator."""
+def columns_of(covariance: Any) -> list[str] | None:
+    """Names of the features that a covariance is about, if it has them."""
+    found = getattr(covariance, "covariance_", covariance)
+    names = getattr(covariance, "feature_names_in_", getattr(found, "columns", None))
+    return None if names is None else list(names)
+
+
+def as_covariance(
+    covariance: Any, name: str, n_features: int | None = None, columns: list[str] | None = None
+) -> Array:
+    """Symmetric matrix, or the `covariance_` of a fitted estimator; `columns` gives the order."""
     found = getattr(covariance, "covariance_", covariance)
     if hasattr(found, "fit"):
         raise ValueError(
@@ -99,7 +109,16 @@ def as_covariance(covariance: Any, name: str, n_features: int | None = None) -> 
             f"{name} is not symmetric: entries differ by {asymmetry:.3g} from their mirror images. "
             "Pass (A + A.T) / 2 if that is what you mean."
         )
-    return (matrix + matrix.T) / 2
+    own, matrix = columns_of(covariance), (matrix + matrix.T) / 2
+    if columns is None or own is None:
+        return matrix
+    if set(own) != set(columns):
+        raise ValueError(
+            f"{name} is a covariance of the columns {own}, but the other one is of {columns}. Pass "
+            "those of the same columns, in any order."
+        )
+    order = [own.index(column) for column in columns]
+    return matrix[np.ix_(order, order)]
 
 
 def eigenvalues(matrix: Array) -> Array:

@@ -33,7 +33,7 @@ _METRICS = {
     "certified": "Share of rows whose class no attack changes",
     "certified right": "Share of rows that no attack makes wrong",
 }
-_SCORES = ("r2", "roc_auc", "accuracy")
+_SCORES = ("r2", "roc_auc", "accuracy", "certified right")
 _REMARK = "best constant prediction: past it a model is worse than none"
 
 
@@ -128,7 +128,8 @@ def _remark(ax: Any, radii: Array, constant: float) -> None:
 
 def of_constant(metric: str, quantile: float, X: Any, y: Any, sample_weight: Any) -> float:
     """Metric of the best constant prediction."""
-    kind: Any = DummyClassifier(strategy="prior")
+    # The most frequent class alone: probabilities that tie count as wrong
+    kind: Any = DummyClassifier(strategy="most_frequent" if metric == "accuracy" else "prior")
     if metric not in ("accuracy", "roc_auc", "log_loss"):
         strategy = {"mae": "median", "quantile": "quantile"}.get(metric, "mean")
         kind = DummyRegressor(strategy=strategy, quantile=quantile)
