@@ -106,6 +106,19 @@ class _LogLinkLoss(Loss):
 
     power: float
 
+    def check_y(self, y: Array) -> None:
+        """Refuse negative targets, and those beyond the exponential."""
+        if y.min() < 0:
+            raise ValueError(
+                f"{type(self).__name__} needs y >= 0, got min(y) = {y.min():g}. For real-valued "
+                "targets use loss='squared_error'."
+            )
+        if y.max() > 1e100:
+            raise ValueError(
+                f"max(y) = {y.max():g} is beyond what the exponential of the log link can reach "
+                "safely, 1e100. Rescale y: another unit changes the intercept alone."
+            )
+
     @abstractmethod
     def all(self, y: Array, raw_prediction: Array) -> tuple[Array, Array, Array]:
         """Value less its constant, gradient and curvature, which share their exponentials."""
@@ -156,15 +169,6 @@ class PoissonLoss(_LogLinkLoss):
     name = "poisson"
     asymptotic = True
     power = 1.0
-
-    def check_y(self, y: Array) -> None:
-        """Refuse negative targets."""
-        if y.min() < 0:
-            raise ValueError(
-                f"PoissonLoss needs y >= 0, got min(y) = {y.min():g}. For real-valued targets "
-                "use loss='squared_error'."
-            )
-        _refuse_beyond_exponential(y)
 
     def constant(self, y: Array) -> Array:
         """Minus the least value of what varies."""
@@ -226,15 +230,6 @@ class TweedieLoss(_LogLinkLoss):
     def __init__(self, power: float = 1.5) -> None:
         self.power = power
 
-    def check_y(self, y: Array) -> None:
-        """Refuse negative targets."""
-        if y.min() < 0:
-            raise ValueError(
-                f"TweedieLoss needs y >= 0, got min(y) = {y.min():g}. For real-valued targets "
-                "use loss='squared_error'."
-            )
-        _refuse_beyond_exponential(y)
-
     def constant(self, y: Array) -> Array:
         """Minus the least value of what varies."""
         up, down = 2 - self.power, self.power - 1
@@ -260,11 +255,3 @@ class TweedieLoss(_LogLinkLoss):
     def calibration(self) -> dict[str, Any]:
         """Parameters of an estimator."""
         return {"loss": self.name, **self.parameters}
-
-
-def _refuse_beyond_exponential(y: Array) -> None:
-    if y.max() > 1e100:
-        raise ValueError(
-            f"max(y) = {y.max():g} is beyond what the exponential of the log link can reach "
-            "safely, 1e100. Rescale y: another unit changes the intercept alone."
-        )
