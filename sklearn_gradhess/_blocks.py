@@ -8,7 +8,7 @@ which merge by QR (MATH section 8).
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from sklearn_gradhess._descent import Model
 from sklearn_gradhess._losses import Loss
-from sklearn_gradhess._moments import triangular_factor
+from sklearn_gradhess._moments import updated_triangle
 from sklearn_gradhess._penalty import Spread
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._sketch import triangles
@@ -40,6 +40,7 @@ __all__ = [
     "product",
     "residuals",
     "rows_triangle",
+    "sampled",
     "size_of",
     "spread",
     "totals",
@@ -211,6 +212,17 @@ def labels(block: Block, features: Encoding | None = None) -> Answer:
     if features is not None:
         out["spread"] = _spread(features.features(block), weight)
     return out
+
+
+def sampled(encoding: Encoding, block: Block, share: float, seed: int) -> Answer:
+    """Some rows, drawn at random."""
+    rng = np.random.default_rng([seed, block.number])
+    n = block.X.shape[0]
+    rows = np.sort(rng.choice(n, int(n * share + rng.random()), replace=False))
+    X, y, weight = encoding.features(block), _aligned(block.y), _weights(block)
+    problem = replace(encoding.problem(block), X=X[rows])
+    _refuse_infinite(problem.X.sum(axis=0), problem, block)
+    return {"rows": [(problem.X, y[rows], None if weight is None else weight[rows])]}
 
 
 def rows_triangle(encoding: Encoding, block: Block) -> Answer:
@@ -436,9 +448,7 @@ def _merge_factors(a: Answer, b: Answer) -> Array:
     if between.any():
         d = len(between)
         second[:, :, 1 : d + 1] += second[:, :, :1] * between
-    return np.array(
-        [triangular_factor(np.vstack(pair)) for pair in zip(first, second, strict=True)]
-    )
+    return np.array([updated_triangle(*pair) for pair in zip(first, second, strict=True)])
 
 
 def _merge_labels(a: Answer, b: Answer) -> Answer:

@@ -180,10 +180,16 @@ class Engine:
         self.collection = collection
         self.rounds, self.bytes, self.passes = 0, 0, 0.0
 
-    def __call__(self, question: Callable[..., Answer], **arguments: Any) -> Answer:
-        """Ask all blocks: one round."""
+    def __call__(
+        self,
+        question: Callable[..., Answer],
+        *,
+        conclude: Callable[[Answer], Answer] | None = None,
+        **arguments: Any,
+    ) -> Answer:
+        """Ask all blocks: one round. What is concluded of the answer is concluded by a worker."""
         sent = {name: value for name, value in arguments.items() if value is not None}
-        answer = self.reduce(_blocks.ask, question, sent, _blocks.merge)
+        answer = self.reduce(_blocks.ask, question, sent, _blocks.merge, conclude)
         if answer is None:
             raise ValueError("X has no rows: all of its blocks are empty.")
         self.rounds += 1
@@ -196,6 +202,7 @@ class Engine:
         question: Any,
         arguments: dict[str, Any],
         merge: Callable[[list[Any]], Any],
+        conclude: Callable[[Any], Any] | None = None,
     ) -> Any:
         """Answers of all groups of blocks, merged in a tree."""
         from dask import compute, delayed
@@ -210,6 +217,9 @@ class Engine:
         ]
         while len(level) > 1:
             level = [merged(level[i : i + _FAN]) for i in range(0, len(level), _FAN)]
+        if conclude is not None:
+            end = delayed(_Sealed(conclude), traverse=False, pure=False)
+            level = [delayed(_conclude, pure=False)(end, level[0])]
         # Workers of dask's have one thread for BLAS already; threads of this process have not
         with blas_threads(self.collection.X.shape[1]):
             return compute(level[0])[0]
@@ -226,6 +236,10 @@ def _ask_group(sealed: _Sealed, indices: list[int], parts: list[list[Any]]) -> A
     ask, question, arguments = sealed.content
     blocks = [Block(index, *part) for index, part in zip(indices, parts, strict=True)]
     return ask(question, arguments, blocks)
+
+
+def _conclude(sealed: _Sealed, answer: Any) -> Any:
+    return None if answer is None else sealed.content(answer)
 
 
 def by_block(method: Callable[..., Any]) -> Callable[..., Any]:

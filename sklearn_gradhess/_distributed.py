@@ -1,6 +1,7 @@
 """Linear models on dask collections: fit by rounds of questions, and score."""
 
 import time
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from sklearn_gradhess._penalty import Penalty, Spread
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._rounds import Blocks, Rounds, Told, counted_error, drifts_on, sketch_batches
 from sklearn_gradhess._rows import Problem
+from sklearn_gradhess._sample import sample_size, solution_of_sample
 from sklearn_gradhess._sketch import triangles_factor
 from sklearn_gradhess._solver import Solution, record_of
 from sklearn_gradhess._stream import FitSaw
@@ -32,6 +34,8 @@ __all__ = ["DaskMixin"]
 Array = npt.NDArray[np.float64]
 # Columns up to which the triangular factor of all rows is no dearer than what a round costs else
 _ONE_ROUND = 300
+# Raw prediction by which a step moves rows that drift, at least: one, as losses fall exponentially
+_DRIFTING = 0.5
 # What mini-batch steps and held-out rows need is not to be had block by block
 _FOR_ROWS = {
     "batch_size": "auto",
@@ -236,7 +240,7 @@ class _Fit:
             self.rng,
         )
         start = model._start_from(coef_init, intercept_init, d, len(counts.target))
-        solution = self._descend(data, _null_model(problem, counts), start)
+        solution = self._descend(data, self._begin(data, counts, start))
         return solution, self._shape(problem, counts)
 
     @property
@@ -279,12 +283,47 @@ class _Fit:
             counts.observations,
         )
 
-    def _descend(self, data: Blocks, null: Array, start: Array | None) -> Solution:
+    def _begin(self, data: Blocks, counts: _Counts, start: Array | None) -> Point:
+        """Look at the start given, or at the null model, if that is better; or at a sample's."""
+        null = _null_model(data.problem, counts)
+        if start is None:
+            start = self._of_sample(data, counts)
+            if start is not None:
+                point = data.at(start, Model.CURVATURE)
+                if np.isfinite(point.objective):
+                    return point
+            return data.at(null, Model.CURVATURE)
+        point, there = (data.at(W, Model.CURVATURE) for W in (null, start))
+        return there if there.objective <= point.objective else point
+
+    def _of_sample(self, data: Blocks, counts: _Counts) -> Array | None:
+        """Coefficients of a sample of the rows: a round."""
+        problem, loss = data.problem, data.problem.loss
+        if loss.quadratic:
+            return None
+        events = np.inf
+        if loss.asymptotic and not np.any(problem.alpha):
+            rest = counts.weight - counts.target if isinstance(self.model, ClassifierMixin) else []
+            events = min([*counts.target, *rest]) * counts.n / counts.weight
+        itemsize = self.engine.collection.dtype.itemsize
+        m = sample_size(counts.n, problem.p, itemsize, events)
+        if not m:
+            return None
+        self.engine.passes += m / counts.n
+        seed, own = self.rng.integers(2**63, size=2).tolist()
+        found = self.engine(
+            _blocks.sampled,
+            encoding=data.encoding,
+            share=m / counts.n,
+            seed=seed,
+            conclude=partial(
+                solution_of_sample, encoding=data.encoding, alpha=problem.alpha, seed=own
+            ),
+        )
+        return found["start"]
+
+    def _descend(self, data: Blocks, point: Point) -> Solution:
         model, problem, goal = self.model, data.problem, Goal(self.model.tol)
-        point = data.at(null, Model.CURVATURE)
-        if start is not None:
-            there = data.at(start, Model.CURVATURE)
-            point = there if there.objective <= point.objective else point
         W, _, look, ending = descend(
             Rounds(data, goal),
             point,
@@ -400,7 +439,7 @@ def _may_drift(problem: Problem, point: Point) -> bool:
     sums = point.rows.sums
     if not problem.loss.asymptotic or np.any(problem.alpha):
         return False
-    return sums["farthest"] > 0.1 or not sums["gain"]
+    return sums["farthest"] > _DRIFTING or not sums["gain"]
 
 
 def _refuse_weightless(weight: float) -> None:

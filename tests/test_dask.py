@@ -293,7 +293,7 @@ def test_skewed_counts_need_the_line_search():
     model = PreconditionedSGDRegressor("poisson").fit(blocks(A), blocks(y))
     expected = PreconditionedSGDRegressor("poisson", tol=1e-6).fit(A, y)
     assert model.converged_
-    assert_allclose(model.history_[-1]["loss"], expected.history_[-1]["loss"], rtol=1e-3)
+    assert gap(model, expected, A, y) < 0.05
 
 
 def test_warm_start_goes_on():
@@ -337,7 +337,7 @@ def test_collinear_features_are_counted(preconditioner):
 
 def test_too_few_iterations_are_said():
     with pytest.warns(ConvergenceWarning, match="Increase max_iter"):
-        PreconditionedSGDClassifier(max_iter=1).fit(XD, LD)
+        PreconditionedSGDClassifier(max_iter=1, tol=1e-6).fit(XD, LD)
 
 
 # Lazy results
