@@ -96,7 +96,7 @@ class Encoding:
             with named(block.number, "y"):
                 self.loss.check_y(Y)
         else:
-            code = np.searchsorted(self.classes, y)
+            code = np.searchsorted(self.classes, y.reshape(len(y)))
             if self.class_weight is not None:
                 weight = self.class_weight[code] * (1.0 if weight is None else weight)
             Y = code[:, None].astype(np.float64)
@@ -153,6 +153,10 @@ def _numbers(values: Any, index: int, name: str) -> Array:
         )
 
 
+def _is_missing(label: Any) -> bool:
+    return label is None or type(label).__name__ == "NAType" or label != label
+
+
 def _weights(block: Block) -> Array | None:
     if block.weight is None:
         return None
@@ -199,8 +203,13 @@ def labels(block: Block, features: Encoding | None = None) -> Answer:
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.ndim != 1:
         raise ValueError(f"Block {block.number} of y has the shape {y.shape}: pass a vector.")
-    if y.dtype.kind == "f" and not np.isfinite(y).all():
-        raise ValueError(f"Block {block.number} of y contains NaN or infinity.")
+    if (y.dtype.kind == "f" and not np.isfinite(y).all()) or (
+        y.dtype.kind == "O" and any(map(_is_missing, y))
+    ):
+        raise ValueError(
+            f"Block {block.number} of y contains NaN or infinity, or a label is missing. Drop such "
+            "rows before the fit."
+        )
     with named(block.number, "y"):
         check_classification_targets(y)
     weight = np.ones(len(y)) if weight is None else weight
@@ -215,7 +224,7 @@ def labels(block: Block, features: Encoding | None = None) -> Answer:
 
 
 def sampled(encoding: Encoding, block: Block, share: float, seed: int) -> Answer:
-    """Some rows, drawn at random."""
+    """Draw some rows at random."""
     rng = np.random.default_rng([seed, block.number])
     n = block.X.shape[0]
     rows = np.sort(rng.choice(n, int(n * share + rng.random()), replace=False))
@@ -248,6 +257,7 @@ def at(
     batch_size: int,
     seed: int,
     direction: Array | None = None,
+    null: Array | None = None,
 ) -> Answer:
     """Gradient, objective, other sums over rows, and a sketch of the Hessian: one read.
 
@@ -265,6 +275,8 @@ def at(
         With the number of the block it makes the randomness.
     direction : ndarray of shape (p, t), default=None
         Last step, of which it is asked what moved.
+    null : ndarray of shape (t,), default=None
+        The same raw prediction of all rows, whose loss is asked for too.
     """
     problem = encoding.problem(block)
     loss, Y, t = problem.loss, problem.Y, problem.Y.shape[1]
@@ -292,6 +304,10 @@ def at(
             out["quartic"] += float(np.sum(gain * moved**2))
             out["far_gain"] += float(gain[np.abs(moved) > 0.5].sum())
             out["farthest"] = max(out["farthest"], float(np.abs(moved).max(initial=0.0)))
+    if null is not None:
+        same = np.array(np.broadcast_to(null, Y.shape))
+        value = loss.value(Y, same) + loss.constant(Y)
+        out["null"] = float(problem.weighted(value).sum())
     out["curvature"] = float(problem.weighted(curvature).sum())
     out["stiffness"] = float(problem.weighted(stiffness).sum())
     out["slope2"] = float(problem.weighted(slope**2).sum())

@@ -1,12 +1,14 @@
 """Linear models on dask collections: fit by rounds of questions, and score."""
 
 import time
+import warnings
 from functools import partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import ClassifierMixin
+from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
@@ -36,6 +38,7 @@ Array = npt.NDArray[np.float64]
 _ONE_ROUND = 300
 # Raw prediction by which a step moves rows that drift, at least: one, as losses fall exponentially
 _DRIFTING = 0.5
+_COLUMN = "A column-vector y was passed when a 1d array was expected. Pass y[:, 0], or y['name']."
 # What mini-batch steps and held-out rows need is not to be had block by block
 _FOR_ROWS = {
     "batch_size": "auto",
@@ -135,6 +138,8 @@ class DaskMixin:
         name = engine.collection.dtype.name
         fit = _Fit(model, engine, time.perf_counter())
         if isinstance(self, ClassifierMixin):
+            if getattr(y, "ndim", 1) == 2 and y.shape[1] == 1:
+                warnings.warn(_COLUMN, DataConversionWarning, stacklevel=4)
             encoding, counts = fit.labelled(name)
         else:
             model._vector = getattr(y, "ndim", 1) == 1
@@ -289,8 +294,9 @@ class _Fit:
         if start is None:
             start = self._of_sample(data, counts)
             if start is not None:
-                point = data.at(start, Model.CURVATURE)
-                if np.isfinite(point.objective):
+                raw = null[0] if data.problem.has_intercept else 0 * null[0]
+                point = data.no_worse(start, raw)
+                if point is not None:
                     return point
             return data.at(null, Model.CURVATURE)
         point, there = (data.at(W, Model.CURVATURE) for W in (null, start))
@@ -303,8 +309,10 @@ class _Fit:
             return None
         events = np.inf
         if loss.asymptotic and not np.any(problem.alpha):
-            rest = counts.weight - counts.target if isinstance(self.model, ClassifierMixin) else []
-            events = min([*counts.target, *rest]) * counts.n / counts.weight
+            rarest = counts.target.min()
+            if isinstance(self.model, ClassifierMixin):
+                rarest = min(rarest, (counts.weight - counts.target).min())
+            events = rarest * counts.n / counts.weight
         itemsize = self.engine.collection.dtype.itemsize
         m = sample_size(counts.n, problem.p, itemsize, events)
         if not m:

@@ -1,7 +1,7 @@
 """Where a fit by rounds starts: at the solution of a sample of the rows, found in a single task.
 
 All steps but the last few are made where they cost next to nothing. With m of n rows the start is
-about n/m statistical errors away, near enough for Newton steps to converge at once (MATH section 8).
+about n/m statistical errors away, near enough for Newton steps to converge (MATH section 8).
 Rows are drawn in every block, so that sorted data are served; they go to one worker, and what comes
 back are coefficients.
 """
@@ -61,8 +61,8 @@ def solution_of_sample(said: Answer, encoding: Encoding, alpha: Any, seed: int) 
     seed : int
         Source of randomness.
     """
-    parts, several = said["rows"], []
-    for values in zip(*parts, strict=True):
+    several: list[Any] = []
+    for values in zip(*said["rows"], strict=True):
         if values[0] is None:
             several.append(None)
         elif sparse.issparse(values[0]):

@@ -12,6 +12,7 @@ from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess._attributes import FittedAttributes
+from sklearn_gradhess._dask import LazyTransform
 from sklearn_gradhess._dask_covariance import see_blocks
 from sklearn_gradhess._fitted import Fitted
 from sklearn_gradhess._gradients import (
@@ -135,7 +136,7 @@ def _refuse_incomplete(batch_size: int, n_samples: int) -> None:
         )
 
 
-class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
+class GradientCovarianceEstimator(LazyTransform, FittedAttributes, EmpiricalCovariance):
     r"""Hessian of a regression, recovered from the covariance of its batch gradients.
 
     Target noise whose variance equals the batch size n (times the curvature of the loss) makes the
