@@ -325,12 +325,48 @@ def test_distributed_themes(monkeypatch):
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "dask", None)
         with pytest.raises(report.LeftOut, match="dask not installed"):
-            distributed.dask_rounds.run([(2000, 3)], (1.0,), 500, 1)
+            distributed.dask_rounds.run([(2000, 3)], (1.0,), 500, 1, {})
     pytest.importorskip("dask")
-    rows = distributed.dask_rounds.run([(2000, 3)], (1.0, 1e8), 500, 1)
+    peers = {"solvers": ("newton",), "seconds": 60}
+    rows = distributed.dask_rounds.run([(2000, 3)], (1.0, 1e8), 500, 1, peers)
     assert [row["model"] for row in rows[:3]] == ["ours", "exact Gram", "ours, in memory"]
-    assert all(row["floors"] < 0.05 for row in rows if row["model"] != "exact Gram")
+    ours = [row for row in rows if row["model"].startswith("ours")]
+    assert all(row["floors"] < 0.05 for row in ours)
     assert rows[0]["rounds"] == rows[1]["rounds"] == 1
+    peer = rows[-1]
+    assert peer["model"].startswith("dask-glm, ")
+    assert peer["note"] == distributed.dask_peers.MISSING or peer["floors"] < 0.05
+
+
+def test_dask_glm_is_asked_in_a_process_of_its_own(monkeypatch, tmp_path):
+    """A stand-in for an interpreter that has it: it answers, fails, or takes too long."""
+    fake = tmp_path / "python"
+    fake.write_text(
+        f"#!{sys.executable}\nimport sys, time\n"
+        "if sys.argv[1] == '-c': sys.exit(0)\n"
+        "if sys.argv[4] == 'admm': time.sleep(60)\n"
+        "if sys.argv[4] == 'gradient_descent': sys.exit('no such thing')\n"
+        'print(\'{"seconds": 2.0, "rounds": 3, "W": [0.0, 1.0]}\')\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv(distributed.dask_peers.INTERPRETER, str(fake))
+    X, y = np.ones((4, 1)), np.ones(4)
+    found = distributed.dask_peers.compare(X, y, 2, ("newton",), 2.0)
+    assert found["newton"] == {"seconds": 2.0, "rounds": 3, "W": [0.0, 1.0]}
+    assert found["gradient_descent"] == {"note": "no such thing"}
+    assert found["admm"] == {"note": "stopped after 2 s"}
+
+
+def test_prediction_theme_adds_up(monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(distributed, "_seconds_of_a_task", lambda dask, n: 1e-3)
+    (row,) = distributed.prediction.run((3,), 500, 1, 10, rows=10**6, workers=2)
+    blocks = 10**6 / 500
+    for name in ("ours", "Gram"):
+        assert 2 <= row[f"{name}, rounds"] <= 10
+        expected = row[f"{name}, rounds"] * row[f"{name}, s a block"] * blocks / 2
+        assert row[f"{name}, s a fit"] == pytest.approx(expected)
+    assert row["ours, s of scheduling"] == pytest.approx(row["ours, rounds"] * blocks * 1e-3)
 
 
 def test_solver_themes():
