@@ -12,6 +12,7 @@ from benchmarks.peers import (
     LogisticOptimum,
     classifiers,
     compare,
+    glum_classifier,
     over_seeds,
     regressors,
     tune_sgd,
@@ -82,17 +83,18 @@ def least_squares(problems, threads, max_iter, repeat, budget):
     short={"problems": [(40_000, 50, 1e4)], "solvers": ("newton-cholesky", "lbfgs"), "repeat": 2},
     long={
         "problems": [(200_000, 100, 1e4)],
-        "solvers": ("newton-cholesky", "lbfgs", "saga"),
+        "solvers": ("newton-cholesky", "lbfgs", "liblinear", "saga"),
         "repeat": 3,
     },
 )
 def logistic(problems, solvers, repeat, max_iter=50, budget=3.0):
-    """LogisticRegression without a penalty; passes of peers are their iterations or epochs."""
+    """Without a penalty; passes of peers are their iterations or epochs. glum where installed."""
     rows = []
     for problem in problems:
         X, y = classification(*problem)
         models = {
             "ours": PreconditionedSGDClassifier(alpha=0.0, random_state=0),
+            **glum_classifier(),
             **classifiers(solvers, max_iter),
         }
         found = compare(models, X, y, LogisticOptimum(X, y), repeat=repeat, budget=budget)

@@ -48,14 +48,18 @@ html_css_files = ["custom.css"]
 html_js_files = ["tables.js"]
 html_copy_source = html_show_sourcelink = False
 html_sidebars = dict.fromkeys(
-    ("index", "getting_started", "cheat_sheet", "claims", "comparison", "changelog"), []
+    (
+        *("index", "getting_started", "cheat_sheet", "auto_examples/index"),
+        *("claims", "comparison", "changelog"),
+    ),
+    [],
 )
 html_theme_options = {
     "navbar_align": "left",
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 6,
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
 }
 
 sphinx_gallery_conf = {
