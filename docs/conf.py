@@ -47,13 +47,13 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_js_files = ["tables.js"]
 html_copy_source = html_show_sourcelink = False
-html_sidebars = dict.fromkeys(
-    (
+html_sidebars = {  # none: these pages stand alone
+    page: []
+    for page in (
         *("index", "getting_started", "cheat_sheet", "auto_examples/index"),
         *("claims", "comparison", "changelog"),
-    ),
-    [],
-)
+    )
+}
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 6,

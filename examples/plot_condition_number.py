@@ -5,8 +5,8 @@ Passes over the data against the condition number
 Plain stochastic gradients need the more passes the worse the features are conditioned;
 preconditioned ones do not. The same 24,000 rows and targets are given in coordinates of condition
 number 1 to :math:`10^8`, rotated, so that a `StandardScaler` mends nothing. Counted are the passes
-until the mean squared error is within 2 floors of that of least squares, a floor being the
-statistical error :math:`s^2 d/N` of the coefficients. Theory says that
+until the mean squared error is as near to that of least squares as twice the statistical error of
+the coefficients, :math:`s^2 d/N`, which is called a floor below. Theory says that
 :class:`~sklearn_gradhess.PreconditionedSGDRegressor` takes the same steps in all coordinates.
 """
 

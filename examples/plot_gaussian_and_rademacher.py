@@ -81,7 +81,7 @@ for law, color, marker in (("gaussian", "black", "o"), ("rademacher", "tab:orang
         left.loglog(fine, [error(theory(law, n, u, noise)) for n in fine], line, color=color)
     right.plot(risks, variances[law], marker, color=color, fillstyle="none", label=law)
     right.plot(risks, 1 + (kurtosis[law] - 1) * risks / 8, "--", color=color)
-left.axhline(expected_relative_error(8, k), color="grey", linestyle=":", label="sampling floor")
+left.axhline(expected_relative_error(8, k), color="grey", linestyle=":", label="sampling error")
 left.set(xlabel="batch size n", ylabel="relative error, operator norm",
          title="Eight features, m² = 4 (lines: theory at infinite k)")  # fmt: skip
 right.set(xlabel="excess risk m²", ylabel="recovered variance, true 1",

@@ -70,8 +70,8 @@ plane, space = {}, {}
 for law in (sphere, triangle, gaussian, signs):
     directions = np.column_stack([np.cos(angles), np.sin(angles)])
     plane[law] = [measured(law, u) for u in directions]
-    name = "circle" if law is sphere else law.__name__
-    print(f"{name}, d = 2: error at most {max(plane[law]):.3f}, theory {theory(law, directions[0]):.3f}")
+    name, expected = "circle" if law is sphere else law.__name__, theory(law, directions[0])
+    print(f"{name}, d = 2: error at most {max(plane[law]):.3f}, theory {expected:.3f}")
 for law in (sphere, gaussian, signs):
     space[law] = [measured(law, np.eye(d)[0]) for d in dimensions]
     for d in (3, 10):
@@ -95,7 +95,9 @@ for law, errors in space.items():
     marker, color = marks[law]
     right.plot(dimensions, errors, marker, color=color, fillstyle="none", label=law.__name__)
 fine = np.linspace(2, 10, 100)
-right.fill_between(fine, (fine - 2) / (3 * fine - 2), color="0.85", label="no law, for all coefficients")
+right.fill_between(
+    fine, (fine - 2) / (3 * fine - 2), color="0.85", label="no law, for all coefficients"
+)
 left.set(xlabel="direction of the coefficients' error, degrees", ylabel="error at the best scale",
          title="Two features, no noise", ylim=(-0.05, 1.1))  # fmt: skip
 right.set(xlabel="number of features d", title="More features, no noise", ylim=(-0.05, 1.1))
