@@ -6,8 +6,8 @@ The paper's bounds are for sub-Gaussian features in independent rows, and the co
 noise is exact for Gaussian ones. Here are signs, heavy tails, one-hot columns, rows that depend on
 those before them, and sorted rows, shuffled or as stored, under antithetic noise, single noise with
 and without the correction, and no noise. Expect antithetic noise to stay near the error of as
-many Gaussian draws, the sampling floor, throughout, and the correction to hold for Gaussian features
-in independent or shuffled rows only.
+many Gaussian draws, the sampling floor, throughout, and the correction to hold for Gaussian
+features in independent or shuffled rows only.
 """
 
 import matplotlib.pyplot as plt

@@ -4,15 +4,22 @@
 ``quickstart`` is `examples/plot_quickstart.py`. It shows their pictures and puts their pages into
 the table of contents. The same order serves wherever else examples stand together.
 
+A public class that no example uses is a warning, hence an error of the build: the page of a class
+shows its examples.
+
 Thumbnails are as large as the pictures, since smaller ones cannot be read; of several panels one is
 shown.
 """
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
+import stored
 from PIL import Image
 from sphinx.errors import ExtensionError
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -75,6 +82,35 @@ def _thumbnails(app):
                 shown.save(images / "thumb" / f"sphx_glr_plot_{name}_thumb.png")
 
 
+def public_classes(api):
+    """Return module and name of each class that the page of the public interface lists."""
+    module, found = "", []
+    for line in api.splitlines():
+        if line.startswith(".. currentmodule:: "):
+            module = line.split()[-1]
+        elif re.fullmatch(r"   [A-Z]\w*", line):
+            found.append((module, line.strip()))
+    return found
+
+
+def without_example(classes, seen):
+    """Return those classes of which sphinx-gallery has seen no example, under either name."""
+    return [
+        f"{module}.{name}"
+        for module, name in classes
+        if not (seen.get(f"{module}.{name}") or seen.get(f"sklearn_gradhess.{name}"))
+    ]
+
+
+def _every_class_is_shown(app):
+    source = Path(app.srcdir)
+    path = source / "generated" / "backreferences" / "backreferences_all.json"
+    classes = public_classes((source / "api.rst").read_text("utf-8"))
+    for name in without_example(classes, json.loads(path.read_text("utf-8"))):
+        if stored.RUNS or ".torch." not in name:
+            logging.getLogger(__name__).warning("no example of the gallery uses %s", name)
+
+
 class Group(SphinxDirective):
     """Pictures and pages of some examples."""
 
@@ -94,4 +130,5 @@ def setup(app):
     """Register the directive, and what happens to thumbnails."""
     app.add_directive("gallery-group", Group)
     app.connect("builder-inited", _thumbnails, priority=950)  # after the gallery and `stored`
+    app.connect("builder-inited", _every_class_is_shown, priority=951)
     return {"parallel_read_safe": True}
