@@ -109,7 +109,7 @@ def solver(results):
         "time of logistic regression, 200,000 x 100",
         "1",
         f"newton-cholesky {ratio('LogisticRegression, newton-cholesky'):.1f}; "
-        f"saga {ratio('LogisticRegression, saga'):.0f}",
+        f"glum {ratio('glum'):.1f}; saga {ratio('LogisticRegression, saga'):.0f}",
         "some ten thousand rows: newton-cholesky is faster",
     )
 
