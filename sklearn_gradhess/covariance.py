@@ -493,8 +493,11 @@ class GradientCovarianceEstimator(
         -----
         CalibrationWarning
             If all gradients so far are too few for their width, or show in the intercept's column
-            another noise than the calibrated one, as a wrong `gradient_scale` makes it.
+            another noise than the calibrated one, as a wrong `gradient_scale` makes it; once,
+            not again by the calls that follow. `diagnostics.calibration_report` says what is so
+            in the end.
         """
+        known = self._named_failures()
         with unchanged_on_error(self):
             self._see_gradients(
                 *check_gradients(
@@ -509,7 +512,7 @@ class GradientCovarianceEstimator(
                 batch_size=batch_size,
                 has_intercept=has_intercept,
             )
-            self._warn_of_failures()
+            self._warn_of_failures(known)
         return self
 
     def merge(self, other: "GradientCovarianceEstimator") -> Self:
