@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess._accumulation import Accumulation
 from sklearn_gradhess._attributes import FittedAttributes
+from sklearn_gradhess._dask import LazyTransform
 from sklearn_gradhess._dask_covariance import see_blocks
 from sklearn_gradhess._validation import (
     Interval,
@@ -105,7 +106,9 @@ def gradient_covariance(
     return estimator.covariance_, estimator.mean_gradient_
 
 
-class GradientCovarianceEstimator(Accumulation, FittedAttributes, EmpiricalCovariance):
+class GradientCovarianceEstimator(
+    Accumulation, LazyTransform, FittedAttributes, EmpiricalCovariance
+):
     r"""Hessian of a regression, recovered from the covariance of its batch gradients.
 
     Target noise whose variance equals the batch size n (times the curvature of the loss) makes the
