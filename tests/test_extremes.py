@@ -170,5 +170,5 @@ def test_the_warning_names_the_target_that_was_missed(rng):
     with pytest.warns(ConvergenceWarning) as caught:
         model.fit(X * [1, 10, 100], y)
     message = str(caught[0].message)
-    # With the exact Hessian a millionth of `tol` statistical errors is asked for
-    assert f"the target {1e-6 * 1e-2 * model.history_[-1]['floor']:.3g}." in message
+    # With the exact Hessian a millionth of that is aimed at, and nobody is told of it
+    assert f"the target {1e-6 * model.history_[-1]['floor']:.3g}." in message
