@@ -175,6 +175,16 @@ def test_without_correction_they_are_the_components_of_the_sample(rng, k):
     np.testing.assert_allclose(ours.residual_variance_ * 40 / 39, rest / (90 - k), **close)
 
 
+def test_cuts_cost_little(rng):
+    X, _ = spiked(rng, 400, 1000, [100.0, 50.0, 25.0, 12.0])
+    ours = fitted(X, k=4, correction="none", batch_size=1)
+    Z = X - X.mean(axis=0)
+    whole = np.linalg.eigvalsh(Z @ Z.T / 400)[::-1][:4]
+    lost = 1 - ours.eigenvalues_ / whole
+    assert np.all((lost > -1e-9) & (lost < [0.005, 0.02, 0.05, 0.05]))
+    assert sketch_size(4) == 20
+
+
 def test_noise_alone_has_no_direction(rng):
     ours = fitted(rng.standard_normal((400, 800)), k=3)
     np.testing.assert_allclose(ours.eigenvalues_, ours.residual_variance_, rtol=0.2)
