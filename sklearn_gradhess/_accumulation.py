@@ -11,6 +11,7 @@ from scipy.sparse import issparse
 from sklearn.utils import check_scalar
 
 from sklearn_gradhess._components import Components, check_whitening
+from sklearn_gradhess._failures import failures
 from sklearn_gradhess._fitted import Fitted
 from sklearn_gradhess._gradients import (
     batch_index,
@@ -35,11 +36,10 @@ from sklearn_gradhess._validation import (
     effective_n_threads,
     refuse_overflow,
 )
-from sklearn_gradhess.diagnostics import failures
 from sklearn_gradhess.exceptions import CalibrationWarning
 from sklearn_gradhess.noise import as_generator
 
-__all__ = ["Accumulation"]
+__all__ = ["Accumulation", "of_factor"]
 
 _FEWER_FEATURES = (
     "Set n_components to the number of leading directions to keep, or take fewer features, by "
@@ -284,3 +284,24 @@ class Accumulation:
             self.assume_centered,
             self.n_components,
         )
+
+
+def of_factor(
+    make: Any,
+    factor: npt.NDArray[np.float64],
+    *,
+    n_batches: int,
+    n_samples: int,
+    batch_size: int,
+    has_intercept: bool,
+    **params: Any,
+) -> Any:
+    """Return an estimator, made with these parameters, that has seen a sketch in factor form."""
+    estimator: Accumulation = make(
+        batch_size=batch_size, assume_centered=not has_intercept, **params
+    )
+    d = estimator.n_features_in_ = factor.shape[1] - has_intercept
+    estimator.batch_size_ = batch_size
+    memory = estimator._start(d, has_intercept=has_intercept)
+    estimator._conclude(memory.with_factor(factor, n_batches=n_batches, n_samples=n_samples))
+    return estimator

@@ -12,9 +12,9 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_gradhess._components import Components
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._dask_covariance import log_likelihood_by_block
+from sklearn_gradhess._failures import expected_error
 from sklearn_gradhess._fitted import Fitted
 from sklearn_gradhess._validation import check_features, is_dask, refuse_foreign, refuse_overflow
-from sklearn_gradhess.diagnostics import expected_error
 
 __all__ = ["FittedAttributes"]
 
@@ -37,26 +37,6 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     n_features_in_: int
     whitening: Any
     store_precision: bool
-
-    @classmethod
-    def _from_factor(
-        cls,
-        factor: npt.NDArray[np.float64],
-        *,
-        n_batches: int,
-        n_samples: int,
-        batch_size: int,
-        has_intercept: bool,
-        **params: Any,
-    ) -> Any:
-        """Return the estimator that has seen a sketch of the Hessian, in factor form."""
-        make: Any = cls
-        estimator = make(batch_size=batch_size, assume_centered=not has_intercept, **params)
-        estimator.n_features_in_ = factor.shape[1] - has_intercept
-        estimator.batch_size_ = batch_size
-        memory = estimator._start(estimator.n_features_in_, has_intercept=has_intercept)
-        estimator._conclude(memory.with_factor(factor, n_batches=n_batches, n_samples=n_samples))
-        return estimator
 
     @property
     def covariance_(self) -> npt.NDArray[np.floating]:

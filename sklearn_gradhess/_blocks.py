@@ -19,7 +19,7 @@ from sklearn.utils import check_array
 from sklearn.utils.multiclass import check_classification_targets
 
 from sklearn_gradhess._descent import Model
-from sklearn_gradhess._losses import Loss
+from sklearn_gradhess._loss import Loss
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._penalty import Spread
 from sklearn_gradhess._rows import Problem
@@ -185,6 +185,7 @@ def totals(encoding: Encoding, block: Block) -> Answer:
     weight = problem.weighted(np.ones(problem.n))
     return {
         "n": problem.n,
+        "positive": np.count_nonzero(weight),
         "weight": weight.sum(),
         "squares": np.sum(weight**2),
         "target": problem.weighted(problem.Y).sum(axis=0),
@@ -221,6 +222,7 @@ def rows_triangle(encoding: Encoding, block: Block) -> Answer:
     _refuse_infinite(factors, problem, block)
     return {
         "n": problem.n,
+        "positive": np.count_nonzero(weight),
         "weight": weight.sum(),
         "squares": np.sum(weight**2),
         "shift": shift,

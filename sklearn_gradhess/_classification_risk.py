@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from sklearn_gradhess._attack import AttackOnTable
+from sklearn_gradhess._attack_on_table import AttackOnTable
 from sklearn_gradhess._linear import LinearResponse, linear_scores, log_odds
 from sklearn_gradhess._options import (
     AdversarialRisk,

@@ -96,7 +96,7 @@ GradientCovarianceEstimator, default="auto"
         Start from the coefficients of the last fit.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, nonnegative; those that a dict lacks weigh one. "balanced" is
-        inverse to their frequencies. A key that is no label is refused.
+        inverse to their frequencies, sample weights counted. A key that is no label is refused.
     random_state : int, RandomState instance, Generator or None, default=None
         Source of the sketch and of the mini-batches.
     verbose : int, default=0
@@ -141,9 +141,9 @@ GradientCovarianceEstimator, default="auto"
     df_ : float
         Effective degrees of freedom, ``tr H (H + alpha)^-1``, the intercept's included.
     coef_standard_error_ : ndarray of the shape of `coef_`
-        Standard errors, with the dispersion of the residuals (one for log_loss); as exact as the
-        Hessian: by a sketch of k batches they are off by some ``1/sqrt(2 k)``. Zero along
-        directions that the rows do not determine; NaN for three classes or more, and wide data.
+        Standard errors; weights count repetitions. As exact as the Hessian: by a sketch of k
+        batches they are off by some ``1/sqrt(2 k)``. Zero along directions that the rows do not
+        determine; NaN for three classes or more, and wide data.
     intercept_standard_error_ : float or ndarray
         Standard error of `intercept_`.
     n_features_in_ : int
@@ -285,7 +285,8 @@ GradientCovarianceEstimator, default="auto"
         Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
         error, unless the order of the rows sorts by the target. After `fit` it goes on from there,
         and drops what `fit` told of itself: `history_`, `n_iter_`, `n_passes_`, `learning_rate_`,
-        `converged_` and `covariance_estimator_`. The penalty is that of all rows seen; `alpha` may
+        `converged_`, `preconditioner_`, `covariance_estimator_`, and what came of that: `rank_`,
+        `df_` and the standard errors. The penalty is that of all rows seen; `alpha` may
         change, the loss, its parameters and `fit_intercept` may not.
 
         Parameters

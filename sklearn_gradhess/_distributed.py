@@ -1,6 +1,7 @@
 """Linear models on dask collections: fit by rounds of questions, and score."""
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn_gradhess import _blocks
 from sklearn_gradhess._blocks import Encoding
 from sklearn_gradhess._dask import Collection, Engine, check_collection, nameless
 from sklearn_gradhess._descent import Ending, Goal, Look, Model, Point, descend
+from sklearn_gradhess._loss import Loss, ScaledLoss
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._multinomial import MultinomialLoss
@@ -25,7 +27,7 @@ from sklearn_gradhess._sketch import triangles_factor
 from sklearn_gradhess._solver import Solution, record_of
 from sklearn_gradhess._stream import FitSaw
 from sklearn_gradhess._validation import is_dask, refuse_foreign
-from sklearn_gradhess._weights import class_weighted, refuse_one_class
+from sklearn_gradhess._weights import balanced, class_weighted, refuse_one_class
 
 __all__ = ["DaskMixin"]
 
@@ -47,6 +49,7 @@ class _Counts(NamedTuple):
     """What the first round tells: sums of weights and targets over all rows."""
 
     n: int
+    positive: int
     weight: float
     squares: float
     target: Array
@@ -66,13 +69,27 @@ class _Shape(NamedTuple):
     n: int
     p: int
     has_intercept: bool
-    observations: float
+    independent: float
     ridge: Array
     loss: Any
 
 
 class DaskMixin:
-    """Fit and score of the linear models where X is a dask array or data frame."""
+    """Fit and score of the linear models where X is a dask array or data frame.
+
+    What it asks of these models is declared here.
+    """
+
+    _vector: bool
+    _fit_saw: FitSaw
+    _attributes: Callable[[Array, Any], dict[str, Any]]
+    _generator: Callable[[], np.random.Generator]
+    _make_loss: Callable[[], Loss]
+    _refuse_unfit: Callable[[Any, Array], None]
+    _start_from: Callable[[Any, Any, int, int], Array | None]
+    _store: Callable[[Array, Any], None]
+    _store_solution: Callable[[Solution, Any], None]
+    _warn: Callable[[Solution, Any], None]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return R^2 of the prediction, or the accuracy of a classifier.
@@ -139,7 +156,7 @@ class DaskMixin:
                     f"y has {y.ndim} dimensions, but loss={model.loss!r} takes one target: pass a "
                     "vector of shape (n_samples,)."
                 )
-            if model._make_loss().scale is not None:
+            if isinstance(model._make_loss(), ScaledLoss):
                 raise ValueError(
                     f"loss={model.loss!r} needs the scale of the residuals, estimated from "
                     "rows in memory, and X is a dask collection. Use another loss, or fit "
@@ -164,7 +181,7 @@ class _Fit:
         self.history: list[dict[str, Any]] = []
         self.penalty = Penalty(model.alpha, model.penalty_units)
         self.spread: Spread | None = None
-        self.monitor = Monitor(model, engine.collection.X, None, None)
+        self.monitor = Monitor(model, model._attributes, engine.collection.X, None, None)
 
     def labelled(self, dtype: str) -> tuple[Encoding, _Counts]:
         """Classes and their counts: a round."""
@@ -177,14 +194,16 @@ class _Fit:
         check_classification_targets(model.classes_)
         each: Any = np.ones(len(table))
         if model.class_weight == "balanced":
-            each = table[:, 1].sum() / (len(table) * np.maximum(table[:, 1], 1e-300))
+            each = balanced(table[:, 1])
         elif model.class_weight is not None:
             each = class_weighted(model.class_weight, model.classes_, model.classes_, None)
         weight = each * table[:, 1]
         refuse_one_class(model.classes_, weight)
         target = weight[1:] if len(table) == 2 else weight
+        rows = int(table[:, 0].sum())
         counts = _Counts(
-            int(table[:, 0].sum()),
+            rows,
+            rows,
             float(weight.sum()),
             float(each**2 @ table[:, 2]),
             target,
@@ -256,8 +275,9 @@ class _Fit:
             Seen(1.0, counts.n, counts.weight, counts.squares),
             spread,
         )
-        observations = problem.observations
-        return _Shape(counts.n, problem.p, problem.has_intercept, observations, ridge, problem.loss)
+        known = problem.loss.likelihood
+        independent = problem.observations if known else float(counts.positive)
+        return _Shape(counts.n, problem.p, problem.has_intercept, independent, ridge, problem.loss)
 
     @property
     def _per_deviation(self) -> bool:
@@ -321,7 +341,7 @@ class _Fit:
         self.engine.passes += 1
         total, n = said["weight"], int(said["n"])
         _refuse_weightless(total)
-        counts = _Counts(n, total, said["squares"], np.zeros(0), 0.0)
+        counts = _Counts(n, int(said["positive"]), total, said["squares"], np.zeros(0), 0.0)
         triangle = said["factors"][0] / np.sqrt(total)
         t = len(triangle) - self.engine.collection.X.shape[1] - encoding.has_intercept
         problem = self._stand_in(encoding, t, counts)

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sklearn_gradhess._gradient_sums import GradientSums
 from sklearn_gradhess._nuisance import find_nuisance
 from sklearn_gradhess._preconditioner import factorize
-from sklearn_gradhess._schemes import GradientMemory
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "kept_gradients", "noise_ratio"]
 
 Array = npt.NDArray[np.float64]
 # Share of the inverse that squares of Gaussian noise may add before its first order is too little
@@ -52,12 +52,12 @@ class Estimate(NamedTuple):
     error: float = 0.0
 
 
-def estimate(memory: GradientMemory, *, correct: bool, rounding: float | None = None) -> Estimate:
+def estimate(memory: GradientSums, *, correct: bool, rounding: float | None = None) -> Estimate:
     """Estimate the Hessian from a memory that is settled and calibrated.
 
     Parameters
     ----------
-    memory : GradientMemory
+    memory : GradientSums
         What was seen.
     correct : bool
         Remove the nuisance of single-noise gradients, if that is possible.
@@ -96,7 +96,7 @@ def estimate(memory: GradientMemory, *, correct: bool, rounding: float | None = 
     )
 
 
-def _clean_excess_risk(memory: GradientMemory, factor: Array, rounding: float | None) -> float:
+def _clean_excess_risk(memory: GradientSums, factor: Array, rounding: float | None) -> float:
     """m^2 from the mean of the clean gradients in the inverse Hessian (MATH section 5.1)."""
     k, n, weight = memory.moments.n_gradients, memory.rows, memory.clean_weights.sum()
     if weight and not memory.clean_sums.any() and k > len(factor) + 1:
@@ -129,3 +129,37 @@ def _clean_excess_risk(memory: GradientMemory, factor: Array, rounding: float | 
         found = debias * (lengths[0] - lengths[1:].sum()) / pairs
         found *= (rows - 1) * (rows + 2) / (rows * (rows - rank))
     return float(found)
+
+
+def noise_ratio(memory: GradientSums, excess_risk: float) -> float:
+    """Total target noise that the intercept's gradient shows, over the calibrated total."""
+    if not memory.has_intercept or memory.noise == "none" or not memory.moments.weight:
+        return np.nan
+    shown = memory.moments.intercept_variance()
+    if memory.noise == "single":
+        # n Cov(g_0) = tau + m^2 - a^2, a = mean(g_0): see find_nuisance
+        residual2 = memory.moments.squared_intercept()
+        shown += (residual2 - (0.0 if memory.estimates_inherent else excess_risk)) / memory.rows
+    return float(shown / memory.total_scale)
+
+
+def kept_gradients(memory: GradientSums, location: Array) -> Array:
+    """Return the gradients of the centred features, about their mean and of equal weight."""
+    if memory.kept is None:
+        raise ValueError(
+            "shrinkage='ledoit_wolf' and 'oas' need the gradients seen before, which were not "
+            "kept. Set shrinkage before the first fit, or use fit to start afresh."
+        )
+    w = np.concatenate([w for _, w, _ in memory.kept])
+    parts = [g for g, _, _ in memory.kept]
+    if memory.moments.centered:
+        rounds = memory.whole.rounds
+        parts = [
+            g - (rounds[key].mean if key in rounds else w @ g / w.sum())
+            for g, w, key in memory.kept
+            if len(g)
+        ]
+    rows = np.concatenate(parts)
+    if memory.has_intercept:
+        rows = rows[:, 1:] - rows[:, :1] * location
+    return rows * np.sqrt(w / w.mean())[:, None]

@@ -15,7 +15,7 @@ from scipy import sparse
 from scipy.linalg import block_diag, eigh
 from sklearn.covariance import ledoit_wolf_shrinkage, oas
 
-from sklearn_gradhess._estimate import Estimate, estimate
+from sklearn_gradhess._estimate import Estimate, estimate, kept_gradients
 from sklearn_gradhess._moments import centered_block, triangular_factor
 from sklearn_gradhess._preconditioner import Preconditioner, factorize
 from sklearn_gradhess._schemes import GradientMemory
@@ -73,7 +73,7 @@ class Fitted:
         """Raise ValueError where there is no covariance; looks at the norms of columns alone."""
         memory = self.memory.settled().calibrated()
         if isinstance(self.wanted_shrinkage, str):
-            memory.kept_gradients(np.zeros(self.n_features))
+            kept_gradients(memory, np.zeros(self.n_features))
         with np.errstate(all="ignore"):
             factor = memory.whole.covariance_factor() / np.sqrt(memory.total_scale or 1.0)
             if memory.has_intercept:
@@ -154,7 +154,7 @@ class Fitted:
         """Shrinkage, and the root of the shrunken covariance."""
         shrinkage, (location, factor) = self.wanted_shrinkage, self._centered
         if isinstance(shrinkage, str):
-            rows = self.settled.kept_gradients(location)
+            rows = kept_gradients(self.settled, location)
             if len(rows) < 2:
                 shrinkage = 1.0  # one gradient tells no direction from another
             elif shrinkage == "ledoit_wolf":

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from sklearn_gradhess._losses import Loss, SquaredLoss
+from sklearn_gradhess._loss import Loss, SquaredLoss
 from sklearn_gradhess.noise import draw_target_noise
 
 Array = npt.NDArray[np.floating]
@@ -215,7 +215,7 @@ def inherent_noise(
 ) -> float:
     """Noise in the targets, as a multiple of the curvature; antithetic noise ignores it.
 
-    "estimate" is Pearson's: the mean squared gradient over the mean curvature, for the squared
+    "estimate" is the mean squared gradient over the mean curvature, for the squared
     loss the mean squared residual.
     """
     if noise == "antithetic" or (isinstance(inherent_variance, str) and gradient is None):

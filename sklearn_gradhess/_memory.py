@@ -34,9 +34,7 @@ def refuse_wide(n_features: int, *, instead: str, n_outputs: int = 1) -> None:
         Number of outputs that have a matrix each.
     """
     matrix, needed = 8.0 * n_features**2, matrices(n_features, n_outputs)
-    if needed < 0.25 * _GIB:  # to be had anywhere: save a stream of single rows the asking
-        return
-    most = allowed()
+    most = allowed(needed)
     if needed > most:
         raise ValueError(
             f"X has n_features={n_features}, and curvature is dense in them: a matrix of "
@@ -71,8 +69,10 @@ def matrices(size: int, n_outputs: int) -> float:
     return 8.0 * size**2 * (_MATRICES + _MATRICES_AN_OUTPUT * n_outputs)
 
 
-def allowed() -> float:
-    """Bytes that this process may ever have, as far as is known."""
+def allowed(needed: float = math.inf) -> float:
+    """Bytes that this process may ever have, as far as is known; or enough for what is needed."""
+    if needed < 0.25 * _GIB:  # to be had anywhere: save small fits and single rows the asking
+        return 0.25 * _GIB
     return min(_limits(), default=math.inf)
 
 

@@ -48,7 +48,8 @@ def triangular_factor(rows: Array) -> Array:
                 rows = rows @ (inverse / scale[:, None])
                 return lapack.dpotrf(rows.T @ rows, clean=1)[0] @ factor * scale
     factor = np.zeros((d, d))
-    if k:
+    rows = rows[rows.any(axis=1)]  # a factor of few rows has as few
+    if len(rows):
         r = np.linalg.qr(rows, mode="r")
         factor[: len(r)] = r
     factor *= np.where(np.diag(factor) < 0, -1.0, 1.0)[:, None]

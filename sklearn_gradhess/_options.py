@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_gradhess._attack import AttackOnTable
+from sklearn_gradhess._attack_on_table import AttackOnTable
 from sklearn_gradhess._linear import LinearResponse, check_link
 from sklearn_gradhess._probe import check_finite, respond
 from sklearn_gradhess._search import worst_responses

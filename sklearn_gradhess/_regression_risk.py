@@ -15,7 +15,7 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from sklearn_gradhess._attack import AttackOnTable
+from sklearn_gradhess._attack_on_table import AttackOnTable
 from sklearn_gradhess._linear import LinearResponse, linear_predictions
 from sklearn_gradhess._link import IDENTITY
 from sklearn_gradhess._options import (

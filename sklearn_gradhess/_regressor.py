@@ -10,7 +10,8 @@ from sklearn.metrics import d2_tweedie_score
 
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._distributed import DaskMixin
-from sklearn_gradhess._losses import Loss, make_loss
+from sklearn_gradhess._loss import Loss
+from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._sgd import PreconditionedSGD
 from sklearn_gradhess._validation import (
     Interval,
@@ -154,9 +155,11 @@ GradientCovarianceEstimator, default="auto"
     df_ : float
         Effective degrees of freedom, ``tr H (H + alpha)^-1``, the intercept's included.
     coef_standard_error_ : ndarray of the shape of `coef_`
-        Standard errors, with the dispersion of the residuals (one for log_loss); as exact as the
-        Hessian: by a sketch of k batches they are off by some ``1/sqrt(2 k)``. Zero along
-        directions that the rows do not determine; NaN for three classes or more, and wide data.
+        Standard errors, with the dispersion of the residuals on as many degrees of freedom as
+        `df_` leaves of the rows of positive weight. Weights are inverse variances, in any unit:
+        where they count repetitions, repeat the rows. As exact as the Hessian: by a sketch of k
+        batches they are off by some ``1/sqrt(2 k)``. Zero along directions that the rows do not
+        determine; NaN for wide data.
     intercept_standard_error_ : float or ndarray
         Standard error of `intercept_`.
     n_features_in_ : int
@@ -318,7 +321,8 @@ GradientCovarianceEstimator, default="auto"
         Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
         error, unless the order of the rows sorts by the target. After `fit` it goes on from there,
         and drops what `fit` told of itself: `history_`, `n_iter_`, `n_passes_`, `learning_rate_`,
-        `converged_` and `covariance_estimator_`. The penalty is that of all rows seen; `alpha` may
+        `converged_`, `preconditioner_`, `covariance_estimator_`, and what came of that: `rank_`,
+        `df_` and the standard errors. The penalty is that of all rows seen; `alpha` may
         change, the loss, its parameters and `fit_intercept` may not.
 
         Parameters

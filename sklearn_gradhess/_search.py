@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_gradhess._attack import AttackOnTable, Moves
+from sklearn_gradhess._attack_on_table import AttackOnTable, Moves
 from sklearn_gradhess._table import BATCH_VALUES, batch_rows
 
 __all__ = ["Found", "search", "worst_responses"]

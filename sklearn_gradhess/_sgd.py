@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -15,18 +16,19 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklearn_gradhess._accumulation import of_factor
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
 from sklearn_gradhess._diagonal_hessian import DiagonalHessian
 from sklearn_gradhess._fitted import OneFactor
 from sklearn_gradhess._inference import Inference, infer
-from sklearn_gradhess._losses import Loss
-from sklearn_gradhess._memory import allowed, refuse_many_rows, refuse_wide
+from sklearn_gradhess._loss import Loss, ScaledLoss
+from sklearn_gradhess._memory import allowed, matrices, refuse_many_rows, refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._penalty import Penalty, Spread
 from sklearn_gradhess._plan import plan
-from sklearn_gradhess._preconditioner import Factor
+from sklearn_gradhess._preconditioner import Factor, whitening
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._scale_estimate import estimate_scale
 from sklearn_gradhess._single import Approach, InterceptFirst, SingleGradients
@@ -84,6 +86,12 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     _factors: Sequence[Array]
     _diagonal: DiagonalHessian
 
+    @classmethod
+    @cache
+    def _get_param_names(cls) -> list[str]:
+        # Asked for at every fit and clone, and read off the signature every time
+        return super()._get_param_names()
+
     def _refuse_unfit(self, X: Any, Y: Array) -> None:
         """Raise ValueError where features are too many for matrices of the Hessian's size."""
         classifier = isinstance(self, ClassifierMixin)
@@ -117,7 +125,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         problem, self._fit_saw = self._problem(X, Y, loss, sample_weight)
         with blas_threads(X.shape[1]):
             if self.noise == "single":
-                monitor = Monitor(self, X, labels, held_out)
+                monitor = Monitor(self, self._attributes, X, labels, held_out)
                 solution = self._solve_single(problem, sample_weight, rng, start, monitor)
             else:
                 settings = self._settings(problem, sample_weight)
@@ -125,7 +133,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 problem = replace(problem, loss=loss)
                 self._fit_saw = self._fit_saw._replace(loss=loss)
                 held_out = held_out and replace(held_out, loss=loss)
-                monitor = Monitor(self, X, labels, held_out)
+                monitor = Monitor(self, self._attributes, X, labels, held_out)
                 settings = replace(settings, on_iteration=monitor, shows_coef=monitor.sees_coef)
                 solution = solve(problem, settings, rng, start)
                 solution = solution._replace(n_passes=solution.n_passes + n_passes)
@@ -201,7 +209,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             steps=stepwise,
             coupled=problem.loss.coupling > 1,
             square=not isinstance(self.preconditioner, str),
-            memory=allowed(),
+            memory=allowed(matrices(problem.p, columns)),
         )
         if chosen.preconditioner in ("exact", "sketch", "pooled"):
             self._refuse_unfit(problem.X, problem.Y)
@@ -302,7 +310,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 f"noise='single' sees one gradient a batch, but there are {problem.Y.shape[1]} "
                 "outputs or classes. Fit one model an output, or use noise='antithetic'."
             )
-        if problem.loss.scale is not None or problem.loss.calibration is None:
+        if isinstance(problem.loss, ScaledLoss) or problem.loss.calibration is None:
             raise ValueError(
                 f"noise='single' sees gradients, and loss={problem.loss.name!r} needs the scale of "
                 "the residuals, which they do not tell. Use another loss, or noise='antithetic'."
@@ -361,16 +369,9 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self._sketched = (factor.n_batches, factor.batch_size, problem.n)
         self._degrees = solution.degrees
         self._ridge = problem.ridge[:, 0]
-        self._observations = float(problem.observations)
-        rank = problem.p - problem.has_intercept - factor.n_clipped
-        free = self._observations - rank - problem.has_intercept
-        # A diagonal tells no rank
-        self.rank_ = np.nan if self.preconditioner_ == "diagonal" else rank
-        self._dispersion = solution.dispersion * (
-            1 if problem.loss.likelihood else self._observations
-        )
-        if not problem.loss.likelihood:
-            self._dispersion = self._dispersion / free if free > 0 else np.nan
+        self._independent = float(problem.independent)
+        self._dispersion = solution.dispersion
+        self._n_clipped = factor.n_clipped
         self._keep_loss(problem.loss)
         for name in ("_online", "n_rounds_"):
             self.__dict__.pop(name, None)
@@ -386,8 +387,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         """The preconditioner, as an estimator of the Hessian where it was last made."""
         if "_estimator" in vars(self):
             return self._estimator
-        if not hasattr(self, "history_"):
-            raise AttributeError("covariance_estimator_ is there after fit alone.")
+        self._refuse_stream("covariance_estimator_")
         if self._loss.calibration is None:
             raise AttributeError(
                 f"covariance_estimator_ is not there for loss={self.loss!r}, to which no noise is "
@@ -403,9 +403,9 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 "preconditioner='exact' or 'sketch', or take fewer features."
             )
         n_batches, batch_size, n_samples = self._sketched
-        root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
-        return GradientCovarianceEstimator._from_factor(
-            root,
+        return of_factor(
+            GradientCovarianceEstimator,
+            self._root,
             n_batches=n_batches,
             n_samples=n_samples,
             batch_size=batch_size,
@@ -413,12 +413,40 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             **self._loss.calibration,
         )
 
-    def _inference(self, name: str) -> Inference:
+    def _refuse_stream(self, name: str) -> None:
         if not hasattr(self, "history_"):
             raise AttributeError(f"{name} is there after fit alone.")
+
+    @property
+    def _root(self) -> Array:
+        """Factor of the Hessian without penalty."""
+        return self._factors[0] if len(self._factors) == 1 else self._mean_factor()
+
+    def _inference(self, name: str) -> Inference:
+        self._refuse_stream(name)
         h = bool(self.fit_intercept)
-        root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
-        return infer(root, self._ridge, self._observations, has_intercept=h)
+        return infer(self._root, self._ridge, self._independent, has_intercept=h)
+
+    def _standard_errors(self, name: str) -> Array:
+        """Compute errors of shape (p, t), with the dispersion on the degrees of freedom left."""
+        found, dispersion = self._inference(name), np.atleast_1d(self._dispersion)
+        if not self._loss.likelihood:
+            free = self._independent - found.df
+            dispersion = dispersion * (self._independent / free if free > 0 else np.nan)
+        return found.standard_error[:, None] * np.sqrt(dispersion)
+
+    @property
+    def rank_(self) -> float:
+        """Number of directions of the features that the rows determine."""
+        self._refuse_stream("rank_")
+        if self.preconditioner_ == "diagonal":
+            return np.nan
+        clipped = self._n_clipped
+        if len(self._factors) and np.any(self._ridge):  # which leaves no direction out
+            precision = float(np.finfo(self.coef_.dtype).eps)
+            h = bool(self.fit_intercept)
+            clipped = whitening(self._root, has_intercept=h, precision=precision)[1]
+        return self.n_features_in_ - clipped
 
     @property
     def df_(self) -> float:
@@ -432,18 +460,16 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         """Standard errors of `coef_`, of its shape."""
         if hasattr(self, "_factors") and not len(self._factors):
             return np.full_like(self.coef_, np.nan)
-        found = self._inference("coef_standard_error_").standard_error
-        errors = found[int(self.fit_intercept) :]
-        return self._like_coef(errors[:, None] * np.sqrt(np.atleast_1d(self._dispersion)))
+        errors = self._standard_errors("coef_standard_error_")
+        return self._like_coef(errors[int(self.fit_intercept) :])
 
     @property
     def intercept_standard_error_(self) -> Any:
         """Standard errors of `intercept_`, of its shape."""
         if hasattr(self, "_factors") and not len(self._factors):
             return self._like_intercept(np.full(np.size(self.intercept_), np.nan))
-        found = self._inference("intercept_standard_error_").standard_error
-        first = found[0] if self.fit_intercept else 0.0
-        return self._like_intercept(first * np.sqrt(np.atleast_1d(self._dispersion)))
+        errors = self._standard_errors("intercept_standard_error_")
+        return self._like_intercept(errors[0] if self.fit_intercept else 0.0 * errors[0])
 
     def _like_coef(self, errors: Array) -> Array:
         """Errors of shape (d, t) in the shape of `coef_`; not known where classes are coupled."""

@@ -35,7 +35,6 @@ Array = npt.NDArray[np.float64]
 PROBES = 16  # random directions that estimate leverages, to about a third of their size
 _BUFFER_BYTES = 2**20
 _ROUNDING = 64 * float(np.finfo(np.float64).eps)
-_CENTRE = 64  # rows whose mean is subtracted beforehand
 
 
 class Sketched(NamedTuple):
@@ -91,7 +90,7 @@ def hessian_factor(
     target : ndarray of shape (n_samples, t), default=None
         Targets of the least-squares problem.
     """
-    shift = _shift(problem)
+    shift = problem.shift
     columns = _columns(problem, curvature, target)
     solved = [gram.solved(problem, shift) for gram in _accumulated(problem, columns, shift, _Gram)]
     n_passes = 1
@@ -136,7 +135,7 @@ def sketch_factor(
     n_threads : int, default=1
         Threads.
     """
-    shift, p = _shift(problem), problem.p
+    shift, p = problem.shift, problem.p
     columns = _columns(problem, curvature, target)
     batch_size = max(1, problem.n // n_batches)
 
@@ -197,7 +196,7 @@ def triangles(
     factors : ndarray of shape (t, p + width, p + width)
         R of rows (1, x - shift, q), for each column of W, or one for all.
     """
-    shift = _shift(problem)
+    shift = problem.shift
     columns = _columns(problem, curvature, target)
     if batch_size == 1:
         made = _accumulated(problem, columns, shift, _Triangle)
@@ -276,14 +275,6 @@ def _widths(columns: list[tuple[Array | None, Array | None]]) -> list[int]:
     return [0 if target is None else target.shape[1] for _, target in columns]
 
 
-def _shift(problem: Problem) -> Array:
-    """Near the mean of the features, so that their offsets cancel in no difference of squares."""
-    if not problem.has_intercept:
-        return np.zeros(problem.X.shape[1])
-    rows = problem.rows(np.arange(0, problem.n, max(problem.n // _CENTRE, 1)))
-    return np.asarray(rows.mean(axis=0), dtype=np.float64).ravel()
-
-
 def _pieces(problem: Problem, shift: Array, width: int) -> Iterator[tuple[slice, Array]]:
     """Rows (1, x - shift) with room for a target, in a buffer that is used again."""
     h, p = int(problem.has_intercept), problem.p
@@ -332,7 +323,9 @@ class _Gram:
     def solved(self, problem: Problem, shift: Array) -> _Solved | None:
         """Solve by Cholesky's factor; None where rounding errors would decide."""
         p, h = problem.p, int(problem.has_intercept)
-        gram = self.upper / problem.n
+        upper = self.upper / problem.n  # with zeros below the diagonal
+        gram = upper + upper.T
+        gram.flat[:: len(gram) + 1] = upper.diagonal()
         found = gram_roots(
             gram[:p, :p],
             shift,

@@ -315,7 +315,7 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
     if fit.stale(method, look):
         fit.make(None if problem.loss.quadratic else data.weights(look.point, Model.CURVATURE))
     assert fit.factor is not None
-    target, dispersion = goal.enough(look.point), data.dispersion(look.point)
+    target, dispersion = goal.promised(look.point), data.dispersion(look.point)
     degrees = data.degrees if lawless else np.nan
     diagonal = fit.factor if isinstance(fit.factor, Diagonal) else None
     return Solution(

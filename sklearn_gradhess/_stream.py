@@ -36,7 +36,7 @@ _REPORTS = (
     "converged_",
     "n_rounds_",
     "preconditioner_",
-    "rank_",
+    "_n_clipped",
     "_estimator",
     "_sketched",
     "_ridge",

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils import check_array
 
+from sklearn_gradhess._accumulation import of_factor
 from sklearn_gradhess._descent import Ending, Goal, Look, Model, Point, descend
 from sklearn_gradhess._gradients import RowCoefficients, batch_index, batch_sums, derivatives
 from sklearn_gradhess._losses import make_loss
@@ -41,7 +43,7 @@ class GradientHolder:
 
     Parameters
     ----------
-    X : {ndarray, CSR} of shape (n_samples, n_features)
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
         Features.
     y : array-like of shape (n_samples,)
         Targets; zeros and ones for "log_loss".
@@ -83,7 +85,13 @@ class GradientHolder:
         random_state: Any = None,
     ) -> None:
         y = np.asarray(y, dtype=np.float64)
-        values = X.data if hasattr(X, "indptr") else np.asarray(X)
+        X = check_array(
+            X,
+            accept_sparse=("csr", "csc"),
+            dtype=(np.float64, np.float32),
+            ensure_all_finite=False,  # said below
+        )
+        values = X.data if hasattr(X, "indptr") else X
         if y.shape != X.shape[:1] or not (np.isfinite(y).all() and np.isfinite(values).all()):
             raise ValueError(
                 f"X of shape {X.shape} and y of shape {y.shape} must be finite, and have one "
@@ -234,12 +242,14 @@ def fit_holders(
     Raises
     ------
     ValueError
-        If a holder's answer is not finite or has another width, or `loss` is unknown.
+        If a holder's answer is not finite or has another width, or `loss` is unknown; or if the
+        gradients are not those of least squares, where `loss` says so.
 
     Notes
     -----
     For least squares pairs are asked for where one starts and where one has arrived; in between
-    conjugate gradients go by differences of mean gradients, ``H d = g(w + d) - g(w)``. Other losses
+    conjugate gradients go by differences of mean gradients, ``H d = g(w + d) - g(w)``; the gradient
+    at the end confirms that they were those of least squares. Other losses
     are asked for pairs of each place. Nobody knows the loss: progress is that the slope along a
     step falls. Classes that are separable are not found out.
 
@@ -275,8 +285,11 @@ def fit_holders(
     with np.errstate(over="ignore", invalid="ignore"), blas_threads(p):
         point = asked.start()
         W, _, look, ending = descend(Rounds(asked, goal), point, goal, max_iter, watch)
+        if made.quadratic and ending is Ending.CONVERGED:
+            asked.confirm(W, look.point, tol)
     factor: Factor = look.point.rows.factor
-    hessian = GradientCovarianceEstimator._from_factor(
+    hessian = of_factor(
+        GradientCovarianceEstimator,
         factor.factors[0],
         n_batches=factor.n_batches,
         n_samples=round(asked.problem.count),
@@ -395,6 +408,17 @@ class _Holders:
     def product(self, point: Point, U: Array, model: Model) -> Array:
         """Difference of the mean gradients along a direction: a round."""
         return self._ask(point.W + U)[0] - point.gradient
+
+    def confirm(self, W: Array, point: Point, tol: float) -> None:
+        """Refuse gradients that do not vanish where those of least squares would: a round."""
+        gradient = self._ask(W)[0]
+        excess = float(point.rows.factor.decrement(gradient)) / max(point.floor, 1e-300)
+        if excess > 10 * tol and excess * point.floor > point.rounding:
+            raise ValueError(
+                f"The gradients at the end have a decrement of {excess:.3g} statistical errors of "
+                "the fit, where those of least squares have next to none: the holders have another "
+                "loss, or other rows than at the start. Pass their loss as loss=."
+            )
 
     def fell(self, point: Point, after: Point) -> bool:
         """Whether the slope along the step fell."""

@@ -9,9 +9,10 @@ from scipy import sparse
 from scipy.optimize import approx_fprime
 
 from sklearn_gradhess._block_newton import Objective, Quadratic, minimise, whitened
+from sklearn_gradhess._deviances import LogisticLoss, PoissonLoss
 from sklearn_gradhess._kept_rows import KeptRows
-from sklearn_gradhess._losses import HuberLoss, LogisticLoss, PoissonLoss
 from sklearn_gradhess._multinomial import MultinomialLoss
+from sklearn_gradhess._scaled_losses import HuberLoss
 
 LOSSES = {
     "log_loss": LogisticLoss(),

@@ -229,3 +229,29 @@ def test_the_same_seed_sends_the_same_gradients():
     first, second = (GradientHolder(X, y, loss="huber", random_state=5) for _ in range(2))
     for name, value in first(np.zeros(D + 1), 50).items():
         assert_array_equal(second(np.zeros(D + 1), 0).get(name, value), value)
+
+
+@pytest.mark.parametrize("kind", ["int", "uint8", "bool", "list", "frame", "csr", "csc"])
+def test_features_of_any_kind_are_numbers(rng, kind):
+    X = rng.integers(0, 2 if kind == "bool" else 10, (2000, 2)).astype(float)
+    y = X @ [1.0, 2.0] + rng.standard_normal(2000)
+    if kind in ("csr", "csc"):
+        other = getattr(sparse, f"{kind}_array")(X.astype(int))
+    elif kind == "frame":
+        other = pytest.importorskip("pandas").DataFrame(X.astype(int), columns=["a", "b"])
+    else:
+        other = X.tolist() if kind == "list" else X.astype(kind)
+    expected = fit_holders([GradientHolder(X, y, random_state=0)], 2)
+    found = fit_holders([GradientHolder(other, y, random_state=0)], 2)
+    assert found.converged
+    assert_allclose(found.coef, expected.coef, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["poisson", "log_loss"])
+def test_gradients_of_another_loss_are_not_taken_for_those_of_least_squares(rng, loss):
+    X = rng.standard_normal((6000, 3))
+    rate = np.exp(X @ [0.5, -0.3, 0.2])
+    y = rng.poisson(rate).astype(float)
+    y = np.minimum(y, 1) if loss == "log_loss" else y
+    with pytest.raises(ValueError, match="statistical errors of the fit, where those of least"):
+        fit_holders([GradientHolder(X, y, loss=loss, random_state=0)], 3)

@@ -12,8 +12,9 @@ from sklearn._loss.loss import (
 )
 from sklearn._loss.loss import HuberLoss as SklearnHuber
 
-from sklearn_gradhess._losses import HuberLoss, QuantileLoss, make_loss
+from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._multinomial import MultinomialLoss
+from sklearn_gradhess._scaled_losses import HuberLoss, QuantileLoss
 
 NAMES = ("squared_error", "huber", "quantile", "log_loss", "poisson", "gamma", "tweedie")
 LOG_LINKS = ("poisson", "gamma", "tweedie")

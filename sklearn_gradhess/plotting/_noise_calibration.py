@@ -16,7 +16,13 @@ from sklearn_gradhess.covariance import GradientCovarianceEstimator
 from sklearn_gradhess.diagnostics import expected_relative_error
 from sklearn_gradhess.exceptions import CalibrationWarning
 from sklearn_gradhess.noise import as_generator
-from sklearn_gradhess.plotting._inputs import as_covariance, as_increasing, by_name, eigenvalues
+from sklearn_gradhess.plotting._inputs import (
+    as_covariance,
+    as_increasing,
+    by_name,
+    columns_of,
+    eigenvalues,
+)
 from sklearn_gradhess.plotting._style import CurveDisplay, as_numbers, as_rows, curves_of
 
 __all__ = ["NoiseCalibrationDisplay"]
@@ -433,7 +439,7 @@ def _truth(estimator: Any, data: dict[str, Any], covariance: Any, d: int) -> Arr
             shuffle=False,
         )
         covariance = exact.fit(**data).covariance_
-    hessian = as_covariance(covariance, "covariance", d)
+    hessian = as_covariance(covariance, "covariance", d, columns_of(data.get("X")))
     if not hessian.any():
         raise ValueError(
             "The covariance to compare with is zero, so no error is relative to it. Are all "
