@@ -111,19 +111,19 @@ class Components(Fitted):
     def _spectrum(self) -> Spectrum:
         moments = self._moments
         scale = self._scale(self.settled.total_scale, moments)
-        trace, k = float(moments.squares.sum()) / scale, self.n_effective
         rows = leading_rows(moments.rows(), self.n_components + 1)[1]
         _, singular, vectors = np.linalg.svd(rows, full_matrices=False)
         # A feature is rounded by so much, its offset included
         squares = moments.squares + np.sum(moments.head[:, -self.n_features :] ** 2, axis=0)
-        noise = self.n_features * (vectors**2 @ (self._rounding**2 * squares))
-        kept = singular**2 > np.maximum(noise, np.finfo(np.float64).tiny)
+        noise = self.n_features * self._rounding**2 * squares
+        trace = float(moments.squares[moments.squares > noise].sum()) / scale
+        kept = singular**2 > np.maximum(vectors**2 @ noise, np.finfo(np.float64).tiny)
         values, vectors = singular[kept] ** 2 / scale, vectors[kept][: self.n_components]
         # Signs as in scikit-learn's PCA: the largest entry of every component is positive
         largest = vectors[np.arange(len(vectors)), np.argmax(np.abs(vectors), axis=1)]
         vectors *= np.sign(largest)[:, None]
         leading, following = values[: self.n_components], values[self.n_components :]
-        others = self.n_features - len(leading)
+        others, k = self.n_features - len(leading), self.n_effective
         if self.correction == "spiked":
             variances, rest = eigenvalues_of(leading, trace, self.n_features, k)
         else:
@@ -211,14 +211,14 @@ class Components(Fitted):
     def n_features_out(self, method: Any) -> int:
         """Columns that `whiten` makes."""
         check_whitening(method)
-        return len(self.components) if method == "pca" else self.n_features
+        return self.n_components if method == "pca" else self.n_features
 
     def whiten(self, X: Any, method: Any) -> npt.NDArray[np.floating]:
         """Give rows of features the identity covariance."""
         check_whitening(method)
         along, outside = self._powers(-0.5, X.dtype)
-        if method == "pca":
-            return self._scores(X) * along
+        if method == "pca":  # directions that gradients did not have come out as zeros
+            return np.pad(self._scores(X) * along, ((0, 0), (0, self.n_components - len(along))))
         vectors, location = self.components.astype(X.dtype), self.location.astype(X.dtype)
         scores = self._scores(X)
         if sparse.issparse(X):
@@ -234,7 +234,7 @@ class Components(Fitted):
         vectors, location = self.components.astype(Z.dtype), self.location.astype(Z.dtype)
         along, outside = self._powers(0.5, Z.dtype)
         if method == "pca":
-            return (Z * along) @ vectors + location
+            return (Z[:, : len(along)] * along) @ vectors + location
         return Z * outside + ((Z @ vectors.T) * (along - outside)) @ vectors + location
 
     def _powers(self, power: float, dtype: Any) -> tuple[npt.NDArray[np.floating], Any]:
