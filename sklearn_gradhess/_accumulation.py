@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Collection
 from numbers import Integral
 from typing import Any
 
@@ -158,9 +159,13 @@ class Accumulation:
             )
         return memory, seen, rng
 
-    def _warn_of_failures(self) -> None:
+    def _named_failures(self) -> set[str]:
+        return {f.name for f in failures(self.fitted_)} if hasattr(self, "fitted_") else set()
+
+    def _warn_of_failures(self, known: Collection[str] = ()) -> None:
+        """Warn of what `fit` can see, but for what was known before."""
         for failure in failures(self.fitted_):
-            if failure.visible_in_fit:
+            if failure.visible_in_fit and failure.name not in known:
                 warnings.warn(str(failure), CalibrationWarning, stacklevel=4)
 
     def _see_gradients(

@@ -212,7 +212,6 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             )
         return self.fitted_.newton_step(g)
 
-    @by_block
     def transform(self, X: Any) -> npt.NDArray[np.floating]:
         """Whiten: subtract `location_` and give the features the identity covariance.
 

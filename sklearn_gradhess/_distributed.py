@@ -1,12 +1,15 @@
 """Linear models on dask collections: fit by rounds of questions, and score."""
 
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import ClassifierMixin
+from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
@@ -23,6 +26,7 @@ from sklearn_gradhess._penalty import Penalty, Spread
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._rounds import Blocks, Rounds, Told, counted_error, drifts_on, sketch_batches
 from sklearn_gradhess._rows import Problem
+from sklearn_gradhess._sample import sample_size, solution_of_sample
 from sklearn_gradhess._sketch import triangles_factor
 from sklearn_gradhess._solver import Solution, record_of
 from sklearn_gradhess._stream import FitSaw
@@ -34,6 +38,9 @@ __all__ = ["DaskMixin"]
 Array = npt.NDArray[np.float64]
 # Columns up to which the triangular factor of all rows is no dearer than what a round costs else
 _ONE_ROUND = 300
+# Raw prediction by which a step moves rows that drift, at least: one, as losses fall exponentially
+_DRIFTING = 0.5
+_COLUMN = "A column-vector y was passed when a 1d array was expected. Pass y[:, 0], or y['name']."
 # What mini-batch steps and held-out rows need is not to be had block by block
 _FOR_ROWS = {
     "batch_size": "auto",
@@ -148,6 +155,8 @@ class DaskMixin:
         name = engine.collection.dtype.name
         fit = _Fit(model, engine, time.perf_counter())
         if isinstance(self, ClassifierMixin):
+            if getattr(y, "ndim", 1) == 2 and y.shape[1] == 1:
+                warnings.warn(_COLUMN, DataConversionWarning, stacklevel=4)
             encoding, counts = fit.labelled(name)
         else:
             model._vector = getattr(y, "ndim", 1) == 1
@@ -255,7 +264,7 @@ class _Fit:
             self.rng,
         )
         start = model._start_from(coef_init, intercept_init, d, len(counts.target))
-        solution = self._descend(data, _null_model(problem, counts), start)
+        solution = self._descend(data, self._begin(data, counts, start))
         return solution, self._shape(problem, counts)
 
     @property
@@ -299,12 +308,50 @@ class _Fit:
             counts.observations,
         )
 
-    def _descend(self, data: Blocks, null: Array, start: Array | None) -> Solution:
+    def _begin(self, data: Blocks, counts: _Counts, start: Array | None) -> Point:
+        """Look at the start given, or at the null model, if that is better; or at a sample's."""
+        null = _null_model(data.problem, counts)
+        if start is None:
+            start = self._of_sample(data, counts)
+            if start is not None:
+                raw = null[0] if data.problem.has_intercept else 0 * null[0]
+                point = data.no_worse(start, raw)
+                if point is not None:
+                    return point
+            return data.at(null, Model.CURVATURE)
+        point, there = (data.at(W, Model.CURVATURE) for W in (null, start))
+        return there if there.objective <= point.objective else point
+
+    def _of_sample(self, data: Blocks, counts: _Counts) -> Array | None:
+        """Coefficients of a sample of the rows: a round."""
+        problem, loss = data.problem, data.problem.loss
+        if loss.quadratic:
+            return None
+        events = np.inf
+        if loss.asymptotic and not np.any(problem.alpha):
+            rarest = counts.target.min()
+            if isinstance(self.model, ClassifierMixin):
+                rarest = min(rarest, (counts.weight - counts.target).min())
+            events = rarest * counts.n / counts.weight
+        itemsize = self.engine.collection.dtype.itemsize
+        m = sample_size(counts.n, problem.p, itemsize, events)
+        if not m:
+            return None
+        self.engine.passes += m / counts.n
+        seed, own = self.rng.integers(2**63, size=2).tolist()
+        found = self.engine(
+            _blocks.sampled,
+            encoding=data.encoding,
+            share=m / counts.n,
+            seed=seed,
+            conclude=partial(
+                solution_of_sample, encoding=data.encoding, alpha=problem.alpha, seed=own
+            ),
+        )
+        return found["start"]
+
+    def _descend(self, data: Blocks, point: Point) -> Solution:
         model, problem, goal = self.model, data.problem, Goal(self.model.tol)
-        point = data.at(null, Model.CURVATURE)
-        if start is not None:
-            there = data.at(start, Model.CURVATURE)
-            point = there if there.objective <= point.objective else point
         W, _, look, ending = descend(
             Rounds(data, goal),
             point,
@@ -420,7 +467,7 @@ def _may_drift(problem: Problem, point: Point) -> bool:
     sums = point.rows.sums
     if not problem.loss.asymptotic or np.any(problem.alpha):
         return False
-    return sums["farthest"] > 0.1 or not sums["gain"]
+    return sums["farthest"] > _DRIFTING or not sums["gain"]
 
 
 def _refuse_weightless(weight: float) -> None:

@@ -114,11 +114,22 @@ class Blocks:
 
     def at(self, W: Array, model: Model, direction: Array | None = None) -> Point:
         """Gradient, objective and a fresh sketch: a round."""
-        answer = self._sketched(W, model, direction)
+        return self._told(W, model, self._sketched(W, model, direction=direction))
+
+    def no_worse(self, W: Array, null: Array) -> Point | None:
+        """Look at a place, if it is no worse than one raw prediction for all rows: a round."""
+        answer = self._sketched(W, Model.CURVATURE, null=null)
+        if not answer["value"] / self.weight + self.problem.penalty(W) <= (
+            answer["null"] / self.weight
+        ):
+            return None
+        return self._told(W, Model.CURVATURE, answer)
+
+    def _told(self, W: Array, model: Model, answer: Answer) -> Point:
         factor = self._factor(answer)
         if self.batch_size > 1 and factor.n_clipped > self.singular:
             # Singular, or the signs of the only rows of a direction have cancelled
-            more = self._sketched(W, model, None)
+            more = self._sketched(W, model)
             both = _blocks.merge([{k: a[k] for k in ("shift", "factors")} for a in (answer, more)])
             assert both is not None
             both["factors"] = both["factors"] / np.sqrt(2)
@@ -128,7 +139,7 @@ class Blocks:
             self.singular = factor.n_clipped
         return self._point(W, model, factor, answer)
 
-    def _sketched(self, W: Array, model: Model, direction: Array | None) -> Answer:
+    def _sketched(self, W: Array, model: Model, **more: Array | None) -> Answer:
         self.ask.passes += 1
         return self.ask(
             _blocks.at,
@@ -137,7 +148,7 @@ class Blocks:
             model=model,
             batch_size=self.batch_size,
             seed=int(self.rng.integers(2**63)),
-            direction=direction,
+            **more,
         )
 
     def _factor(self, answer: Answer) -> Factor:

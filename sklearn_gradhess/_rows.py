@@ -142,7 +142,10 @@ class Problem:
     def predict(self, Z: Any, W: Array) -> Array:
         """Raw predictions of rows."""
         h = int(self.has_intercept)
-        raw = Z @ W[h:]
+        if W.shape[1] == 2 and not sparse.issparse(Z):  # matrices so narrow are slow to multiply
+            raw = np.column_stack([Z @ w for w in W[h:].T])
+        else:
+            raw = Z @ W[h:]
         if h:
             raw += W[0]
         return raw

@@ -16,7 +16,7 @@ from scipy import sparse
 from scipy.linalg import blas
 
 from sklearn_gradhess._gradients import RowCoefficients, batch_index, batch_sums
-from sklearn_gradhess._moments import triangular_factor
+from sklearn_gradhess._moments import triangular_factor, updated_triangle
 from sklearn_gradhess._preconditioner import Factor, gram_roots, whitening
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._validation import largest_entry
@@ -35,6 +35,7 @@ Array = npt.NDArray[np.float64]
 PROBES = 16  # random directions that estimate leverages, to about a third of their size
 _BUFFER_BYTES = 2**20
 _ROUNDING = 64 * float(np.finfo(np.float64).eps)
+_TALL = 5  # rows a column, from which on a Gram matrix is worth a try
 
 
 class Sketched(NamedTuple):
@@ -366,7 +367,10 @@ class _Triangle:
 
     def add(self, rows: Array) -> None:
         """Take more rows in."""
-        self.factor = triangular_factor(np.vstack([self.factor, rows]))
+        if len(rows) >= _TALL * len(self.factor):  # at the speed of matrix products
+            self.factor = triangular_factor(np.vstack([self.factor, rows]))
+        else:
+            self.factor = updated_triangle(self.factor, rows)
 
     def solved(self, problem: Problem, shift: Array) -> _Solved:
         """Solve, without singular directions."""
@@ -401,7 +405,7 @@ class _Triangle:
     def merge(self, other: "_Triangle", problem: Problem) -> "_Triangle":
         """Mean of the two second moments."""
         out = _Triangle(problem, len(self.factor) - problem.p)
-        out.factor = triangular_factor(np.vstack([self.factor, other.factor])) / np.sqrt(2)
+        out.factor = updated_triangle(self.factor, other.factor) / np.sqrt(2)
         return out
 
 

@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess._accumulation import Accumulation
 from sklearn_gradhess._attributes import FittedAttributes
+from sklearn_gradhess._dask import LazyTransform
 from sklearn_gradhess._dask_covariance import see_blocks
 from sklearn_gradhess._validation import (
     Interval,
@@ -105,7 +106,9 @@ def gradient_covariance(
     return estimator.covariance_, estimator.mean_gradient_
 
 
-class GradientCovarianceEstimator(Accumulation, FittedAttributes, EmpiricalCovariance):
+class GradientCovarianceEstimator(
+    Accumulation, LazyTransform, FittedAttributes, EmpiricalCovariance
+):
     r"""Hessian of a regression, recovered from the covariance of its batch gradients.
 
     Target noise whose variance equals the batch size n (times the curvature of the loss) makes the
@@ -490,8 +493,11 @@ class GradientCovarianceEstimator(Accumulation, FittedAttributes, EmpiricalCovar
         -----
         CalibrationWarning
             If all gradients so far are too few for their width, or show in the intercept's column
-            another noise than the calibrated one, as a wrong `gradient_scale` makes it.
+            another noise than the calibrated one, as a wrong `gradient_scale` makes it; once,
+            not again by the calls that follow. `diagnostics.calibration_report` says what is so
+            in the end.
         """
+        known = self._named_failures()
         with unchanged_on_error(self):
             self._see_gradients(
                 *check_gradients(
@@ -506,7 +512,7 @@ class GradientCovarianceEstimator(Accumulation, FittedAttributes, EmpiricalCovar
                 batch_size=batch_size,
                 has_intercept=has_intercept,
             )
-            self._warn_of_failures()
+            self._warn_of_failures(known)
         return self
 
     def merge(self, other: "GradientCovarianceEstimator") -> Self:

@@ -11,11 +11,12 @@ what they are for, and a batch of one row reveals the row.
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils import check_array
+from sklearn.utils import check_array, check_scalar
 
 from sklearn_gradhess._accumulation import of_factor
 from sklearn_gradhess._descent import Ending, Goal, Look, Model, Point, descend
@@ -36,6 +37,7 @@ Array = npt.NDArray[np.float64]
 Answer = dict[str, Any]
 Holder = Callable[[Array, int, bool], Answer]
 _EPS = float(np.finfo(np.float64).eps)
+_REFUSAL = "refusal"  # what stands for an answer where there is none
 
 
 class GradientHolder:
@@ -222,7 +224,8 @@ def fit_holders(
     loss : {"squared_error", "log_loss", "poisson", "huber"}, default="squared_error"
         Loss whose gradients are sent.
     alpha : float, default=0.0
-        Ridge penalty, which the server adds: ``alpha/2 ||coef||^2``.
+        Ridge penalty, which the server adds: ``alpha/2 ||coef||^2`` in units of the features, as
+        with ``penalty_units="raw"`` of the estimators.
     fit_intercept : bool, default=True
         Whether the gradients have the intercept's coordinate in front.
     oversampling : float, default=40.0
@@ -243,7 +246,10 @@ def fit_holders(
     ------
     ValueError
         If a holder's answer is not finite or has another width, or `loss` is unknown; or if the
-        gradients are not those of least squares, where `loss` says so.
+        gradients are not those of least squares, where `loss` says so; or an option is out of
+        range.
+    TypeError
+        If an option is no number.
 
     Notes
     -----
@@ -265,6 +271,11 @@ def fit_holders(
     >>> (fit.coef * [1, 1000]).round(1), fit.converged
     (array([1., 1.]), True)
     """
+    check_scalar(n_features, "n_features", Integral, min_val=1)
+    check_scalar(max_iter, "max_iter", Integral, min_val=1)
+    check_scalar(alpha, "alpha", Real, min_val=0)
+    check_scalar(tol, "tol", Real, min_val=0)
+    check_scalar(oversampling, "oversampling", Real, min_val=1)
     made = make_loss(loss)
     p = n_features + fit_intercept
     asked = _Holders(list(holders), made, alpha, bool(fit_intercept), n_features, oversampling, map)
@@ -461,8 +472,9 @@ def serve(holder: Holder, connection: Any) -> int:
     holder : callable
         Who answers.
     connection : object
-        Has `send_bytes` and `recv_bytes`, as `multiprocessing.connection.Connection`. Nothing but
-        arrays crosses it, in NumPy's format without pickles: no code.
+        Has `send_bytes`, `recv_bytes` and `close`, as `multiprocessing.connection.Connection`.
+        Nothing but arrays crosses it, in NumPy's format without pickles: no code. What the holder
+        refuses with a ValueError is answered with its message; any other error closes it.
 
     Returns
     -------
@@ -490,9 +502,15 @@ def serve(holder: Holder, connection: Any) -> int:
             question = _unpack(connection.recv_bytes())
         except EOFError:
             return n_answers
-        answer = holder(
-            question["coefficients"], int(question["n_batches"]), bool(question["bound"])
-        )
+        try:
+            answer = holder(
+                question["coefficients"], int(question["n_batches"]), bool(question["bound"])
+            )
+        except ValueError as error:  # who asked can act on it
+            answer = {_REFUSAL: np.array(str(error))}
+        except BaseException:
+            connection.close()
+            raise
         connection.send_bytes(_pack(answer))
         n_answers += 1
 
@@ -510,7 +528,38 @@ class RemoteHolder:
         self.connection = connection
 
     def __call__(self, coefficients: Array, n_batches: int = 0, bound: bool = False) -> Answer:
-        """Ask, and wait for the answer."""
+        """Ask, and wait for the answer.
+
+        Parameters
+        ----------
+        coefficients : ndarray of shape (p,)
+            Coefficients, the intercept in front if there is one.
+        n_batches : int, default=0
+            Batches to deal the rows to, about.
+        bound : bool, default=False
+            Whether to calibrate the noise to the curvature of the bound.
+
+        Returns
+        -------
+        answer : dict
+            As that of `GradientHolder`.
+
+        Raises
+        ------
+        ValueError
+            If the holder refuses the question, with its message.
+        ConnectionError
+            If the holder closed the connection.
+        """
         question = {"coefficients": coefficients, "n_batches": n_batches, "bound": bound}
         self.connection.send_bytes(_pack(question))
-        return _unpack(self.connection.recv_bytes())
+        try:
+            answer = _unpack(self.connection.recv_bytes())
+        except EOFError:
+            raise ConnectionError(
+                "The holder closed the connection without an answer: an error at its side, which "
+                "is said there."
+            ) from None
+        if _REFUSAL in answer:
+            raise ValueError(f"The holder at the other end refuses: {answer[_REFUSAL]}")
+        return answer

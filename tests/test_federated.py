@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
 from multiprocessing.connection import Listener
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy import sparse
 
 from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
 from sklearn_gradhess._losses import make_loss
-from sklearn_gradhess.federated import GradientHolder, RemoteHolder, fit_holders
+from sklearn_gradhess.federated import GradientHolder, RemoteHolder, fit_holders, serve
 
 LOSSES = ["squared_error", "log_loss", "poisson", "huber"]
 N, D = 9000, 8
@@ -184,6 +185,47 @@ def test_two_processes_that_send_arrays_only():
     assert_allclose(fit.coef, here.coef, rtol=1e-3)  # whoever connected first is asked first
     error = np.mean((X @ (fit.coef - pooled.coef_) + fit.intercept - pooled.intercept_) ** 2)
     assert error < 0.05 * pooled.history_[-1]["floor"]
+
+
+def test_a_refusal_comes_back_and_the_holder_goes_on():
+    here, there = Pipe()
+    X, y = rows_of(1)
+    with ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(serve, GradientHolder(X, y, random_state=0), there)
+        with pytest.raises(ValueError, match=r"other end refuses: .*but X has 4 features"):
+            fit_holders([RemoteHolder(here)], 6)
+        assert fit_holders([RemoteHolder(here)], 4).converged
+        here.close()
+        assert answered.result(timeout=30) > 2
+
+
+def test_a_holder_that_fails_closes_the_connection():
+    def broken(*question):
+        raise RuntimeError("the disk is gone")
+
+    here, there = Pipe()
+    with ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(serve, broken, there)
+        with pytest.raises(ConnectionError, match="closed the connection without an answer"):
+            fit_holders([RemoteHolder(here)], 4)
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            answered.result(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"alpha": -1.0}, "alpha == -1.0, must be >= 0"),
+        ({"tol": -1.0}, "tol == -1.0, must be >= 0"),
+        ({"oversampling": 0.5}, "oversampling == 0.5, must be >= 1"),
+        ({"max_iter": 0}, "max_iter == 0, must be >= 1"),
+        ({"n_features": 0}, "n_features == 0, must be >= 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(params, message):
+    holder = GradientHolder(*rows_of(1), random_state=0)
+    with pytest.raises(ValueError, match=message):
+        fit_holders([holder], **{"n_features": 4} | params)
 
 
 def test_no_pickle_is_unpacked():

@@ -123,7 +123,10 @@ def _remark(ax: Any, radii: Array, constant: float) -> None:
     there = [text.get_position()[1] for text in ax.texts if text.get_text() == _REMARK]
     if constant not in there:
         ax.hlines(constant, radii[0], radii[-1], colors="0.4", linewidth=1.0, linestyles=":")
-        ax.text(radii[0], constant, _REMARK, fontsize="x-small", color="0.3", va="bottom")
+        paper = {"facecolor": ax.get_facecolor(), "alpha": 0.8, "edgecolor": "none", "pad": 1.0}
+        ax.text(
+            radii[0], constant, _REMARK, fontsize="x-small", color="0.3", va="bottom", bbox=paper
+        )
 
 
 def of_constant(metric: str, quantile: float, X: Any, y: Any, sample_weight: Any) -> float:
