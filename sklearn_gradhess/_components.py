@@ -5,7 +5,7 @@ moment, l and r what the spiked model makes of its eigenvalues and of its trace 
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from sklearn_gradhess._low_rank import (
     LowRankMoments,
     along_components,
     eigenvalues_of,
+    leading_rows,
     sketch_size,
 )
 from sklearn_gradhess._memory import refuse_dense
@@ -34,6 +35,27 @@ def check_whitening(method: Any) -> None:
             "whitening='cholesky' needs a triangular factor of n_features x n_features, and "
             "n_components makes none. Use whitening='pca' or 'zca'."
         )
+
+
+class Spectrum(NamedTuple):
+    """What is told apart, and what is left.
+
+    Attributes
+    ----------
+    variances : ndarray of shape (k,)
+        Along the leading directions.
+    vectors : ndarray of shape (k, n_features)
+        These, a row each.
+    rest : float
+        Mean variance along all others.
+    hidden : float
+        Variance along the largest of these.
+    """
+
+    variances: Array
+    vectors: Array
+    rest: float
+    hidden: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,58 +108,53 @@ class Components(Fitted):
         return Estimate(nothing, nothing, mean, np.nan, correction, nuisance)
 
     @derived
-    def _spectrum(self) -> tuple[Array, Array, float, float]:
-        """Variances along the leading directions, these, the mean of all others, the next one."""
+    def _spectrum(self) -> Spectrum:
         moments = self._moments
         scale = self._scale(self.settled.total_scale, moments)
-        trace, k = float(moments.squares.sum()) / scale, self.n_effective
-        _, singular, vectors = np.linalg.svd(moments.rows(), full_matrices=False)
+        rows = leading_rows(moments.rows(), self.n_components + 1)[1]
+        _, singular, vectors = np.linalg.svd(rows, full_matrices=False)
         # A feature is rounded by so much, its offset included
         squares = moments.squares + np.sum(moments.head[:, -self.n_features :] ** 2, axis=0)
-        noise = self.n_features * (vectors**2 @ (self._rounding**2 * squares))
-        kept = singular**2 > np.maximum(noise, np.finfo(np.float64).tiny)
-        singular, vectors = singular[kept], vectors[kept]
-        values = singular**2 / scale
-        leading, vectors = values[: self.n_components], vectors[: self.n_components].copy()
-        vectors *= np.sign(vectors[np.arange(len(vectors)), np.argmax(np.abs(vectors), axis=1)])[
-            :, None
-        ]
-        others = self.n_features - len(leading)
+        noise = self.n_features * self._rounding**2 * squares
+        trace = float(moments.squares[moments.squares > noise].sum()) / scale
+        kept = singular**2 > np.maximum(vectors**2 @ noise, np.finfo(np.float64).tiny)
+        values, vectors = singular[kept] ** 2 / scale, vectors[kept][: self.n_components]
+        # Signs as in scikit-learn's PCA: the largest entry of every component is positive
+        largest = vectors[np.arange(len(vectors)), np.argmax(np.abs(vectors), axis=1)]
+        vectors *= np.sign(largest)[:, None]
+        leading, following = values[: self.n_components], values[self.n_components :]
+        others, k = self.n_features - len(leading), self.n_effective
         if self.correction == "spiked":
             variances, rest = eigenvalues_of(leading, trace, self.n_features, k)
         else:
             variances = leading
             rest = max(trace - float(leading.sum()), 0.0) / others if others else 0.0
-        following = values[self.n_components : self.n_components + 1]
-        hidden = along_components(following, rest, others / k)[0] if len(following) else [0.0]
+        hidden = max([rest, *along_components(following, rest, others / k)[0].tolist()])
         s, mean = self.shrinkage, trace / self.n_features
-        return (
-            (1 - s) * variances + s * mean,
-            vectors,
-            float((1 - s) * rest + s * mean),
-            (1 - s) * max(float(hidden[0]), rest),
+        return Spectrum(
+            (1 - s) * variances + s * mean, vectors, (1 - s) * rest + s * mean, (1 - s) * hidden
         )
 
     @property
     def components(self) -> npt.NDArray[np.floating]:
         """Leading directions, a row each, of length one."""
-        return self._spectrum[1].astype(self.memory.dtype, copy=False)
+        return self._spectrum.vectors.astype(self.memory.dtype, copy=False)
 
     @property
     def eigenvalues(self) -> Array:
         """Variances along them."""
-        return self._spectrum[0]
+        return self._spectrum.variances
 
     @property
     def residual_variance(self) -> float:
         """Variance along every other direction, on the mean."""
-        return self._spectrum[2]
+        return self._spectrum.rest
 
     @property
     def unresolved(self) -> float:
         """Largest eigenvalue that is not told apart from the rest, over the largest of all."""
-        variances = self._spectrum[0]
-        return float(self._spectrum[3] / variances[0]) if len(variances) else np.nan
+        variances = self._spectrum.variances
+        return float(self._spectrum.hidden / variances[0]) if len(variances) else np.nan
 
     @property
     def shrinkage(self) -> float:
@@ -152,7 +169,7 @@ class Components(Fitted):
     @derived
     def effective_rank(self) -> float:
         """Trace over the largest eigenvalue."""
-        variances = self._spectrum[0]
+        variances = self._spectrum.variances
         if not len(variances) or not variances[0] > 0:
             return 0.0
         return self.traces[0] / float(variances[0])
@@ -194,14 +211,14 @@ class Components(Fitted):
     def n_features_out(self, method: Any) -> int:
         """Columns that `whiten` makes."""
         check_whitening(method)
-        return len(self.components) if method == "pca" else self.n_features
+        return self.n_components if method == "pca" else self.n_features
 
     def whiten(self, X: Any, method: Any) -> npt.NDArray[np.floating]:
         """Give rows of features the identity covariance."""
         check_whitening(method)
         along, outside = self._powers(-0.5, X.dtype)
-        if method == "pca":
-            return self._scores(X) * along
+        if method == "pca":  # directions that gradients did not have come out as zeros
+            return np.pad(self._scores(X) * along, ((0, 0), (0, self.n_components - len(along))))
         vectors, location = self.components.astype(X.dtype), self.location.astype(X.dtype)
         scores = self._scores(X)
         if sparse.issparse(X):
@@ -217,7 +234,7 @@ class Components(Fitted):
         vectors, location = self.components.astype(Z.dtype), self.location.astype(Z.dtype)
         along, outside = self._powers(0.5, Z.dtype)
         if method == "pca":
-            return (Z * along) @ vectors + location
+            return (Z[:, : len(along)] * along) @ vectors + location
         return Z * outside + ((Z @ vectors.T) * (along - outside)) @ vectors + location
 
     def _powers(self, power: float, dtype: Any) -> tuple[npt.NDArray[np.floating], Any]:

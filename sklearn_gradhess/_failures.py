@@ -222,7 +222,7 @@ def _far_from_optimum_of_components(fitted: Any) -> Failure | None:
     gradient, n, k = fitted.centred_gradient, fitted.settled.rows, fitted.n_effective
     trace, trace_of_square = fitted.traces
     signal = gradient @ gradient - (trace + 3 * np.sqrt(2 * trace_of_square)) / k
-    if not signal > 0:
+    if not (signal > 0 and trace > 0):
         return None
     q = signal / fitted.variance_along(gradient / np.linalg.norm(gradient))
     share = 2 * q / (n * (fitted.settled.total_scale or 1.0))

@@ -260,7 +260,7 @@ class GradientCovarianceEstimator(
     its rows; in `partial_fit` it goes on waiting for the rows to come. A row of weight w counts as
     w rows, of independent target noise but of one residual: noise variance is divided by w,
     gradients are weighted means, and inherent noise goes with w^2. The unit of the weights does not
-    matter.
+    matter. What a correction takes for the number of draws is that of distinct rows.
 
     Everything is estimated from gradients, location included, so `fit` and `partial_fit_gradients`
     agree when they see the same gradients. Directions that are singular are projected out of

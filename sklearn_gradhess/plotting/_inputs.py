@@ -86,6 +86,11 @@ def as_covariance(
     """Symmetric matrix, or the `covariance_` of a fitted estimator; `columns` gives the order."""
     found = getattr(covariance, "covariance_", covariance)
     if hasattr(found, "fit"):
+        if getattr(found, "n_components", None) is not None:
+            raise ValueError(
+                f"{name} is a {type(found).__name__} with n_components={found.n_components}, and a "
+                "covariance of all components is needed. Fit it with n_components=None."
+            )
         raise ValueError(
             f"{name} is a {type(found).__name__} that is not fitted: fit it first, or pass a "
             "matrix."
