@@ -353,10 +353,10 @@ def test_dask_glm_is_asked_in_a_process_of_its_own(monkeypatch, tmp_path):
     fake.chmod(0o755)
     monkeypatch.setenv(distributed.dask_peers.INTERPRETER, str(fake))
     X, y = np.ones((4, 1)), np.ones(4)
-    found = distributed.dask_peers.compare(X, y, 2, ("newton",), 2.0)
+    found = distributed.dask_peers.compare(X, y, 2, ("newton",), 1)
     assert found["newton"] == {"seconds": 2.0, "rounds": 3, "W": [0.0, 1.0]}
     assert found["gradient_descent"] == {"note": "no such thing"}
-    assert found["admm"] == {"note": "stopped after 2 s"}
+    assert found["admm"] == {"note": "stopped after 1 s of CPU"}
 
 
 def test_prediction_theme_adds_up(monkeypatch):
