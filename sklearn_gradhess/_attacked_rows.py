@@ -10,10 +10,8 @@ from sklearn.utils.validation import check_consistent_length
 from sklearn_gradhess._attack_on_table import AttackOnTable, Moves
 from sklearn_gradhess._classification_risk import fitted_labels, label_search, labels_of
 from sklearn_gradhess._linear import LinearResponse, linear_predictions, linear_scores
-from sklearn_gradhess._options import Options
-from sklearn_gradhess._probe import check_finite, respond
+from sklearn_gradhess._options import Options, responses_of
 from sklearn_gradhess._scorer import AdversarialScorer, checked_radius
-from sklearn_gradhess._search import search
 from sklearn_gradhess._table import Table
 from sklearn_gradhess._worst import squared
 
@@ -311,22 +309,10 @@ def _worst_moves(
 def _searched_error(
     estimator: Any, attack: AttackOnTable, y: Array, radius: float, options: Options
 ) -> Moves:
-    def responses(rows: Any) -> Array:
-        found = check_finite(estimator, respond(estimator, rows, "predict"), "predict")
-        return found.reshape(len(found), -1)
-
     def loss(response: Array, rows: Any) -> Array:
         return np.asarray(squared(y[rows], response).sum(axis=1))
 
-    found = search(
-        responses,
-        attack,
-        radius,
-        loss,
-        max_queries=options.max_queries,
-        random_state=options.random_state,
-    )
-    return found.moves
+    return options.search(responses_of(estimator, "predict"), attack, radius, loss).moves
 
 
 def _ascended(found: LinearResponse, attack: AttackOnTable, y: Array, radius: float) -> Moves:
@@ -369,14 +355,7 @@ def _against_labels(
     _, classes, true = fitted_labels(estimator, y, attack.table.n_rows, what)
     if found is None:
         responses, loss = label_search(estimator, true)
-        return search(
-            responses,
-            attack,
-            radius,
-            loss,
-            max_queries=options.max_queries,
-            random_state=options.random_state,
-        ).moves
+        return options.search(responses, attack, radius, loss).moves
     rows = np.arange(len(true))
     best, least = None, np.full(len(true), np.inf)
     for rival in range(len(classes)):

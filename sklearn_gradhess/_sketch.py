@@ -394,8 +394,11 @@ class _Triangle:
         if not q.shape[1]:
             return _Solved(inverse, factor, clipped, None)
         step = np.empty(q.shape)
-        inner = inverse[h:, h:]
-        step[h:] = inner @ (inner.T @ (triangle[h:p, h:p].T @ q[h:]))
+        R, inner = triangle[h:p, h:p], inverse[h:, h:]
+        step[h:] = inner @ (inner.T @ (R.T @ q[h:]))
+        # T T' inverts R'R + alpha up to rounding times its condition: once more, of what that left
+        left = R.T @ (q[h:] - R @ step[h:]) - problem.ridge[h:] * step[h:]
+        step[h:] += inner @ (inner.T @ left)
         if h:
             total = triangle[0, 0]
             mean, first = (triangle[0, 1:p] / total, q[0] / total) if total else (0 * shift, 0.0)

@@ -12,7 +12,7 @@ from sklearn.base import _fit_context
 from sklearn.utils import check_array, check_scalar
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads as effective_n_threads
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils._set_output import _get_output_config
+from sklearn.utils._set_output import _get_output_config as output_config
 from sklearn.utils.parallel import _get_threadpool_controller
 from sklearn.utils.validation import _check_sample_weight, assert_all_finite, validate_data
 
@@ -50,18 +50,13 @@ __all__ = [
     "effective_n_threads",
     "is_dask",
     "largest_entry",
-    "output_container",
+    "output_config",
     "refuse_cast",
     "refuse_foreign",
     "refuse_overflow",
     "unchanged_on_error",
     "with_callbacks",
 ]
-
-
-def output_container(transformer: Any) -> str:
-    """Kind of table that `set_output` asks of a transformer."""
-    return str(_get_output_config("transform", transformer)["dense"])
 
 
 # Collections whose conversion to NumPy would load or move everything without being asked to.

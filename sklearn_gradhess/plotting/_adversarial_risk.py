@@ -295,10 +295,7 @@ class AdversarialRiskDisplay(RiskCurves):
         display = cls(
             radii=radii,
             value=np.array(curves if len(curves) > 1 else curves[0]),
-            names=[
-                name if risk.kind == "exact" else f"{name} ({risk.kind})"
-                for name, risk in found.items()
-            ],
+            names=[n if r.kind == "exact" else f"{n} ({r.kind})" for n, r in found.items()],
             metric=metric,
             norm=norm,
             radius_unit=radius_unit(feature_scale, "feature_scale"),
