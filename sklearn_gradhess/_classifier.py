@@ -325,7 +325,6 @@ GradientCovarianceEstimator, default="auto"
             each = class_weighted(self.class_weight, self.classes_, self.classes_, None)
             refuse_one_class(self.classes_, each)
             Y, loss = self._encode(y)
-            self._refuse_unfit(X, Y)
             weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
             self._learn(X, Y, loss, weights)
         return self

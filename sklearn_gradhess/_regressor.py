@@ -349,7 +349,6 @@ GradientCovarianceEstimator, default="auto"
             X, Y, sample_weight, vector = self._validate(
                 X, y, sample_weight, reset=first, allow_zero=True
             )
-            self._refuse_unfit(X, Y)
             if first:
                 self._vector = vector
             self._learn(X, Y, self._make_loss(), sample_weight)
