@@ -27,7 +27,7 @@ __all__ = ["DiagonalStream"]
 
 Array = npt.NDArray[np.float64]
 _ENTRIES = 0.25  # a feature, that rows have before they join the model
-_ROWS = 256  # and their number: of dense rows, correlations within a block are seen
+_ROWS = 1024  # and their number: within a block correlations are seen
 _TOL = 1e-2  # statistical errors that a block's minimum may be missed by
 _SCALES = 20  # that are tried for a solution
 _CLOSE = 1e-3  # relative error of a scale that is none, times the root of the observations
@@ -173,6 +173,11 @@ class DiagonalStream:
     def settled(self) -> bool:
         """Whether no row waits."""
         return not self.waiting
+
+    @property
+    def fitted(self) -> dict[str, float]:
+        """What an estimator keeps of the loss: no scale before residuals have told one."""
+        return self.loss.fitted if self.scale.observations else {}
 
     @property
     def coefficients(self) -> Array:

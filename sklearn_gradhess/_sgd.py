@@ -361,15 +361,15 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         )
         if not problem.loss.likelihood:
             self._dispersion = self._dispersion / free if free > 0 else np.nan
-        self._keep_loss(problem.loss)
+        self._keep_loss(problem.loss, problem.loss.fitted)
         for name in ("_online", "n_rounds_"):
             self.__dict__.pop(name, None)
 
-    def _keep_loss(self, loss: Loss) -> None:
+    def _keep_loss(self, loss: Loss, fitted: dict[str, float]) -> None:
         for name in getattr(self, "_loss", loss).fitted:
             self.__dict__.pop(name, None)
         self._loss = loss
-        self.__dict__.update(loss.fitted)
+        self.__dict__.update(fitted)
 
     @property
     def covariance_estimator_(self) -> GradientCovarianceEstimator:

@@ -142,7 +142,7 @@ class StreamMixin:
         for name in (*_REPORTS, *_FIT, "coef_", "intercept_"):
             vars(self).pop(name, None)
         vars(self).update(attributes)
-        self._keep_loss(model.loss)  # type: ignore[attr-defined]
+        self._keep_loss(model.loss, model.fitted)  # type: ignore[attr-defined]
         self._online = model
         self._stream_dtype = X.dtype
         self.t_ = getattr(self, "t_", 0) + len(Y)
