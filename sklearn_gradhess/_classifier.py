@@ -345,7 +345,7 @@ GradientCovarianceEstimator, default="auto"
 
     def _attributes(self, W: Array, dtype: Any) -> dict[str, Any]:
         if W.shape[1] > 1:  # the symmetric parametrisation: columns sum to zero
-            W = W - W.mean(axis=1, keepdims=True)
+            W = W - np.einsum("ij->i", W)[:, None] / W.shape[1]
         h = int(self.fit_intercept)
         intercept = W[0] if h else np.zeros(W.shape[1])
         return {"coef_": W[h:].T.astype(dtype), "intercept_": intercept.astype(dtype)}

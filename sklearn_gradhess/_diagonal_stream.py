@@ -89,6 +89,19 @@ class _Scale(NamedTuple):
         return _Scale(self.value + (observations / total) * (value - self.value), total)
 
 
+class _Solved(NamedTuple):
+    """Coefficients with the rows that wait, and how they were found."""
+
+    W: Array
+    ridge: Array
+    spread: Spread
+    rows: KeptRows
+    features: Any  # that have entries
+    block: Block
+    scale: _Scale
+    found: Descent
+
+
 @dataclass(frozen=True)
 class DiagonalStream:
     """Coefficients, a diagonal model of the rows that are gone, and those that wait.
@@ -182,7 +195,7 @@ class DiagonalStream:
     @property
     def coefficients(self) -> Array:
         """Coefficients of shape (p, t), the intercept first."""
-        return self.absorbed.W
+        return self._solved.W if self.waiting else self.W
 
     def update(self, rows: KeptRows, penalty: Penalty) -> "DiagonalStream":
         """Return the model after more rows; few of them wait for others."""
@@ -196,13 +209,11 @@ class DiagonalStream:
             part.X.nnz if sparse.issparse(part.X) else part.X.size for part in model.waiting
         )
         few = sum(len(part) for part in model.waiting) < _ROWS
-        return model if few or entries < _ENTRIES * len(self.W) else model.absorbed
+        return model if few or entries < _ENTRIES * len(self.W) else model._absorbed()
 
     @cached_property
-    def absorbed(self) -> "DiagonalStream":
-        """The model with the rows that wait in it."""
-        if not self.waiting:
-            return self
+    def _solved(self) -> "_Solved":
+        """Minimise the loss of the rows that wait and the model together."""
         rows, h = join(self.waiting), int(self.has_intercept)
         spread = self.spread.plus(rows.X, rows.weight)
         model = self._under(self.penalty.ridge(self.seen.weight, spread, self.seen.unit))
@@ -221,17 +232,24 @@ class DiagonalStream:
             anchor=model.W[places],
         )
         block, scale, found = model._minimised(block)
-        raw = block.predict(X, found.W)
-        curvature = None if self.loss.quadratic else block.loss.curvature(rows.Y, raw)
-        own = hessian_squares(block, curvature).times(weight)
         W = model.W.copy()
         W[places] = found.W
+        return _Solved(W, model.ridge, spread, rows, features, block, scale, found)
+
+    def _absorbed(self) -> "DiagonalStream":
+        """Return the model with the rows that wait in it."""
+        W, ridge, spread, rows, features, block, scale, found = self._solved
+        curvature = None
+        if not self.loss.quadratic:
+            curvature = block.loss.curvature(rows.Y, block.predict(block.X, found.W))
+        own = hessian_squares(block, curvature).times(float(rows.weight.sum()))
         separable = found.ending is Ending.SEPARABLE and self.separable
         return replace(
-            model,
+            self,
             loss=block.loss,
             W=W,
-            past=model.past.plus(own.spread_out(features, len(W) - h)),
+            past=self.past.plus_at(features, own),
+            ridge=ridge,
             spread=spread,
             waiting=(),
             scale=scale,
@@ -242,6 +260,8 @@ class DiagonalStream:
 
     def _under(self, ridge: Array) -> "DiagonalStream":
         """Return the model under another ridge: its minimum in closed form."""
+        if np.array_equal(ridge, self.ridge):
+            return self
         h = int(self.has_intercept)
         before = self.past.scatter + self.ridge[:, None]
         after = self.past.scatter + ridge[:, None]

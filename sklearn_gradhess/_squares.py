@@ -51,8 +51,15 @@ class Squares(NamedTuple):
         """Return those of some features."""
         return Squares(self.total, self.mean[features], self.scatter[features])
 
-    def spread_out(self, features: Any, d: int) -> "Squares":
-        """Return those of d features, of which all others are zero in every row."""
-        whole = Squares.empty(d, len(self.total))
-        whole.mean[features], whole.scatter[features] = self.mean, self.scatter
-        return whole._replace(total=self.total)
+    def plus_at(self, features: Any, other: "Squares") -> "Squares":
+        """Return those with rows that have entries of some features only, zero elsewhere."""
+        here = self.at(features).plus(other)
+        share = np.divide(
+            other.total, here.total, out=np.zeros_like(here.total), where=here.total > 0
+        )
+        scatter = np.square(self.mean)
+        scatter *= self.total * share
+        scatter += self.scatter
+        mean = self.mean * (1 - share)
+        mean[features], scatter[features] = here.mean, here.scatter
+        return Squares(here.total, mean, scatter)

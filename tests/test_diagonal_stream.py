@@ -426,9 +426,16 @@ def test_squares_of_two_parts_are_those_of_both(rng):
     empty = Squares.empty(4, 2)
     for a, b in zip(empty.plus(both).plus(empty), both, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-15)
-    wide = both.at([1, 3]).spread_out([2, 0], 5)
-    np.testing.assert_array_equal(wide.mean[[2, 0]], both.mean[[1, 3]])
-    assert not wide.scatter[[1, 3, 4]].any()
+
+
+def test_squares_of_rows_without_entries_of_some_features_are_those_of_zeros(rng):
+    before = Squares(rng.random(2), rng.standard_normal((5, 2)), rng.random((5, 2)))
+    some = Squares(rng.random(2), rng.standard_normal((2, 2)), rng.random((2, 2)))
+    mean, scatter = np.zeros((5, 2)), np.zeros((5, 2))
+    mean[[3, 0]], scatter[[3, 0]] = some.mean, some.scatter
+    expected = before.plus(Squares(some.total, mean, scatter))
+    for a, b in zip(before.plus_at([3, 0], some), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["log_loss", "classes"])
