@@ -281,10 +281,13 @@ GradientCovarianceEstimator, default="auto"
         """Learn from another chunk of a stream, in one pass.
 
         Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
-        error, unless the order of the rows sorts by the target. After `fit` it goes on from there,
-        and drops what `fit` told of itself: `history_`, `n_iter_`, `n_passes_`, `learning_rate_`,
-        `converged_` and `covariance_estimator_`. The penalty is that of all rows seen; `alpha` may
-        change, the loss, its parameters and `fit_intercept` may not.
+        error, unless the order of the rows sorts by the target. Beyond 5,000 features, or what
+        memory has room for, and with preconditioner="diagonal" it keeps a few numbers a coefficient
+        and forgets how features go together once their rows are gone (MATH section 7.6); the first
+        call decides. After `fit` it goes on from there, and drops what `fit` told of itself:
+        `history_`, `n_iter_`, `n_passes_`, `learning_rate_`, `converged_` and
+        `covariance_estimator_`. The penalty is that of all rows seen; `alpha` may change, the loss,
+        its parameters and `fit_intercept` may not.
 
         Parameters
         ----------
