@@ -283,11 +283,14 @@ GradientCovarianceEstimator, default="auto"
         """Learn from another chunk of a stream, in one pass.
 
         Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
-        error, unless the order of the rows sorts by the target. After `fit` it goes on from there,
-        and drops what `fit` told of itself: `history_`, `n_iter_`, `n_passes_`, `learning_rate_`,
-        `converged_`, `preconditioner_`, `covariance_estimator_`, and what came of that: `rank_`,
-        `df_` and the standard errors. The penalty is that of all rows seen; `alpha` may
-        change, the loss, its parameters and `fit_intercept` may not.
+        error, unless the order of the rows sorts by the target. Beyond 5,000 features, or what
+        memory has room for, and with preconditioner="diagonal" it keeps a few numbers a coefficient
+        and forgets how features go together once their rows are gone (MATH section 7.6); the first
+        call decides. After `fit` it goes on from there, and drops what `fit` told of itself:
+        `history_`, `n_iter_`, `n_passes_`, `learning_rate_`, `converged_`, `preconditioner_`,
+        `covariance_estimator_`, and what came of that: `rank_`, `df_` and the standard errors. The
+        penalty is that of all rows seen; `alpha` may change, the loss, its parameters and
+        `fit_intercept` may not.
 
         Parameters
         ----------
@@ -328,7 +331,6 @@ GradientCovarianceEstimator, default="auto"
             each = class_weighted(self.class_weight, self.classes_, self.classes_, None)
             refuse_one_class(self.classes_, each)
             Y, loss = self._encode(y)
-            self._refuse_unfit(X, Y)
             weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
             self._learn(X, Y, loss, weights)
         return self
@@ -349,7 +351,7 @@ GradientCovarianceEstimator, default="auto"
 
     def _attributes(self, W: Array, dtype: Any) -> dict[str, Any]:
         if W.shape[1] > 1:  # the symmetric parametrisation: columns sum to zero
-            W = W - W.mean(axis=1, keepdims=True)
+            W = W - np.einsum("ij->i", W)[:, None] / W.shape[1]
         h = int(self.fit_intercept)
         intercept = W[0] if h else np.zeros(W.shape[1])
         return {"coef_": W[h:].T.astype(dtype), "intercept_": intercept.astype(dtype)}

@@ -186,8 +186,9 @@ GradientCovarianceEstimator, default="auto"
     to a quarter of that besides (MATH section 10). Until a solution is asked for it may have none
     stored: `coef_` is found when somebody looks, and `vars` does not show it.
 
-    The scale of "huber" and "quantile" is estimated in a stream from the rows that it keeps; after
-    a `fit` it stays.
+    The scale of "huber" and "quantile" is estimated in a stream from the rows that it keeps, and
+    after a `fit` it stays; in wide data it is the mean over blocks of rows, the first of which may
+    take 1,024.
 
     "huber" minimises the objective of `sklearn.linear_model.HuberRegressor`, in which the scale is
     a variable too, so that no unit of y matters. The bandwidth of "quantile" falls with the number
@@ -319,11 +320,14 @@ GradientCovarianceEstimator, default="auto"
         """Learn from another chunk of a stream, in one pass.
 
         Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
-        error, unless the order of the rows sorts by the target. After `fit` it goes on from there,
-        and drops what `fit` told of itself: `history_`, `n_iter_`, `n_passes_`, `learning_rate_`,
-        `converged_`, `preconditioner_`, `covariance_estimator_`, and what came of that: `rank_`,
-        `df_` and the standard errors. The penalty is that of all rows seen; `alpha` may
-        change, the loss, its parameters and `fit_intercept` may not.
+        error, unless the order of the rows sorts by the target. Beyond 5,000 features, or what
+        memory has room for, and with preconditioner="diagonal" it keeps a few numbers a coefficient
+        and forgets how features go together once their rows are gone (MATH section 7.6); the first
+        call decides. After `fit` it goes on from there, and drops what `fit` told of itself:
+        `history_`, `n_iter_`, `n_passes_`, `learning_rate_`, `converged_`, `preconditioner_`,
+        `covariance_estimator_`, and what came of that: `rank_`, `df_` and the standard errors. The
+        penalty is that of all rows seen; `alpha` may change, the loss, its parameters and
+        `fit_intercept` may not.
 
         Parameters
         ----------
@@ -355,7 +359,6 @@ GradientCovarianceEstimator, default="auto"
             X, Y, sample_weight, vector = self._validate(
                 X, y, sample_weight, reset=first, allow_zero=True
             )
-            self._refuse_unfit(X, Y)
             if first:
                 self._vector = vector
             self._learn(X, Y, self._make_loss(), sample_weight)

@@ -35,7 +35,7 @@ from sklearn_gradhess._single import Approach, InterceptFirst, SingleGradients
 from sklearn_gradhess._sketch import given_factor
 from sklearn_gradhess._solver import Settings, Solution, record_of, solve
 from sklearn_gradhess._steps import StepSettings
-from sklearn_gradhess._stream import FitSaw, StreamMixin, fit_saw
+from sklearn_gradhess._stream import FitSaw, StreamMixin, diagonal_left, fit_saw
 from sklearn_gradhess._validation import (
     CALLBACK_FRAMES,
     CallbackSupportMixin,
@@ -94,15 +94,14 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
 
     def _refuse_unfit(self, X: Any, Y: Array) -> None:
         """Raise ValueError where features are too many for matrices of the Hessian's size."""
-        classifier = isinstance(self, ClassifierMixin)
         refuse_wide(
             X.shape[1],
-            n_outputs=Y.shape[1] if classifier else 1,  # targets share their curvature
+            # Targets share their curvature
+            n_outputs=Y.shape[1] if isinstance(self, ClassifierMixin) else 1,
             instead=(
-                "Use fit with preconditioner='diagonal' and no setting of mini-batch steps, which "
-                "needs no such matrix; for a stream sklearn.linear_model."
-                f"{'SGDClassifier' if classifier else 'SGDRegressor'}; or take fewer features, by "
-                "sklearn.decomposition.TruncatedSVD or sklearn.feature_selection."
+                "Use preconditioner='diagonal' and no setting of mini-batch steps, which needs no "
+                "such matrix; or take fewer features, by sklearn.decomposition.TruncatedSVD or "
+                "sklearn.feature_selection."
             ),
         )
 
@@ -137,6 +136,8 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 settings = replace(settings, on_iteration=monitor, shows_coef=monitor.sees_coef)
                 solution = solve(problem, settings, rng, start)
                 solution = solution._replace(n_passes=solution.n_passes + n_passes)
+                squares = diagonal_left(problem, solution.factor, solution.W)
+                self._fit_saw = self._fit_saw._replace(squares=squares)
             monitor.close(solution.W)
             self._store_solution(solution, problem)
         self._store(solution.W, X.dtype)
@@ -372,15 +373,15 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self._independent = float(problem.independent)
         self._dispersion = solution.dispersion
         self._n_clipped = factor.n_clipped
-        self._keep_loss(problem.loss)
+        self._keep_loss(problem.loss, problem.loss.fitted)
         for name in ("_online", "n_rounds_"):
             self.__dict__.pop(name, None)
 
-    def _keep_loss(self, loss: Loss) -> None:
+    def _keep_loss(self, loss: Loss, fitted: dict[str, float]) -> None:
         for name in getattr(self, "_loss", loss).fitted:
             self.__dict__.pop(name, None)
         self._loss = loss
-        self.__dict__.update(loss.fitted)
+        self.__dict__.update(fitted)
 
     @property
     def covariance_estimator_(self) -> GradientCovarianceEstimator | DiagonalHessian:

