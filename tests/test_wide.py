@@ -296,8 +296,10 @@ def test_sparse_and_dense_rows_have_one_sample_space(rng):
     np.testing.assert_allclose(one, other, atol=1e-8)
 
 
-def test_there_and_back(rng):
-    problem = problem_of(rng, "squared_error", n=20, d=50)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_there_and_back(rng, weighted):
+    weight = rng.uniform(0.2, 3.0, 20) if weighted else None
+    problem = problem_of(rng, "squared_error", X=1 + rng.standard_normal((20, 50)), weight=weight)
     space = in_sample_space(problem)
     V = rng.standard_normal((space.problem.p, 1))
     W = space.lift(V)
