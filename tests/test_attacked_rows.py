@@ -10,6 +10,7 @@ from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
+from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -198,6 +199,15 @@ def test_rows_of_a_forest_come_from_a_search(is_classifier):
         model.score(moved, y) if is_classifier else -np.mean(np.square(model.predict(moved) - Y))
     )
     assert value == pytest.approx(scorer(model, X, y))
+
+
+def test_a_search_against_two_outputs_alike_is_that_against_one():
+    kwargs = {"radius": 0.5, "scale": UNIT, "on_nonaffine": "search", "max_queries": 20}
+    one, two = (
+        worst_case_inputs(KNeighborsRegressor(3).fit(X, y), X, y, random_state=0, **kwargs)
+        for y in (Y, np.column_stack([Y, Y]))
+    )
+    np.testing.assert_allclose(two, one)
 
 
 def test_a_frame_comes_back_as_it_went_in():

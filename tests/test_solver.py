@@ -1,5 +1,7 @@
 """Objective, sketch and solver against dense algebra and naive loops."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,12 +10,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from scipy.special import expit
 
-from sklearn_gradhess._descent import Model
+from sklearn_gradhess._descent import Look, Model
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._multinomial import MultinomialLoss
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem, Rows
+from sklearn_gradhess._single import Approach
 from sklearn_gradhess._sketch import given_factor, hessian_factor, sketch_factor
 from sklearn_gradhess._solver import Settings, solve
 from sklearn_gradhess._steps import StepSettings, step_size
@@ -571,6 +574,17 @@ def test_step_size_is_half_the_largest_mean_square_stable_one(rng, c, batch_size
     assert eta > 0
     assert mean_square_radius(eta, eigenvalues, batch_size) < 1
     assert mean_square_radius(2.3 * eta, eigenvalues, batch_size) > 1
+
+
+@pytest.mark.parametrize("c", [0.05, 0.25])
+def test_steps_on_single_gradients_suit_both_ends_of_the_law(rng, c):
+    gradient, factor = rng.standard_normal((6, 1)), bare_sketch(6, c)
+    point = SimpleNamespace(
+        W=np.zeros((6, 1)), gradient=gradient, floor=0.0, rows=SimpleNamespace(factor=factor)
+    )
+    step = Approach(None).step(Look(point, 1.0, np.inf))
+    ends = (1 - c) / (1 + np.array([1, -1]) * np.sqrt(c)) ** 2
+    assert_allclose(step.W, -2 / ends.sum() * gradient)
 
 
 def test_step_size_grows_with_the_batch_and_stays_below_the_deterministic_bound():
