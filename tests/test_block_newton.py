@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from scipy import sparse
 from scipy.optimize import approx_fprime
 
-from sklearn_gradhess._block_newton import Objective, Quadratic, minimise, whitened
+from sklearn_gradhess._block_newton import Objective, Quadratic, _direction, minimise, whitened
 from sklearn_gradhess._kept_rows import KeptRows
 from sklearn_gradhess._losses import HuberLoss, LogisticLoss, PoissonLoss
 from sklearn_gradhess._multinomial import MultinomialLoss
@@ -151,6 +151,14 @@ def test_the_statistical_error_is_coefficients_times_the_dispersion_of_pearson(n
     empty = replace(o, rows=replace(o.rows, Y=np.zeros_like(o.rows.Y)))
     null = empty.at(np.zeros(o.shape))
     assert empty.floor(null, null.stiffness) == pytest.approx(free / o.count)
+
+
+def test_products_with_the_hessian_are_counted(monkeypatch):
+    o, calls, product = objective("log_loss"), [], Objective.product
+    monkeypatch.setattr(Objective, "product", lambda *asked: calls.append(1) or product(*asked))
+    point = o.at(np.zeros(o.shape))
+    *_, n_products = _direction(o, point, [np.eye(o.shape[0])], 0.0)
+    assert n_products == len(calls) > 1
 
 
 def test_the_span_is_that_of_features_per_standard_deviation():

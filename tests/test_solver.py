@@ -408,6 +408,15 @@ def test_the_error_of_normal_equations_is_within_what_is_told(rng, intercept):
     assert np.mean((dense(problem) @ made.step - y) ** 2) <= made.error < 1e-10 * np.mean(y**2)
 
 
+@pytest.mark.parametrize("constant", [0.0, 1e-3, 3.0])
+def test_a_constant_feature_costs_no_second_pass(rng, constant):
+    X, y = gaussian(rng, 60, 3), rng.standard_normal((60, 1))
+    X[:, 1] = constant
+    made = hessian_factor(Problem(X, y, None, make_loss("squared_error"), 0.0, True), None, y)
+    assert (made.n_passes, made.factor.n_clipped) == (1, 1)
+    assert_allclose(made.step[2], 0.0)
+
+
 def test_rows_that_no_curvature_weighs_have_no_step(rng):
     X = gaussian(rng, 60, 3) * [1.0, 0.0, 1.0]
     y = rng.standard_normal((60, 1))
