@@ -12,6 +12,7 @@ import ast
 import collections
 import difflib
 import json
+import mmap
 import os
 import resource
 import signal
@@ -32,6 +33,7 @@ CORE = (
     *("_scale", "noise", "_risk", "_attack", "_attacked_rows", "_classification_risk"),
     *("_regression_risk", "metrics", "_affine", "_worst", "_gradient_risk", "_excess_risk"),
 )
+LONGEST = 4096  # bytes of a test's name
 MEMORY = 12 << 30  # bytes of address space: a mutant may ask for any
 
 
@@ -171,41 +173,34 @@ class Mutation:
             if len(self.running) == self.jobs:
                 self.reap()
             tests = self.reached.tests(mutant, session.items)
-            read, write = os.pipe()
+            current = mmap.mmap(-1, LONGEST)  # shared with the child
             pid = os.fork()
             if not pid:
-                self.child(mutant, tests, session, write)
-            os.close(write)
-            self.running[pid] = mutant, read
+                self.child(mutant, tests, session, current)
+            self.running[pid] = mutant, current
         while self.running:
             self.reap()
         return True
 
     def reap(self):
-        """Wait for a mutant's end: its status tells whether a test failed, the pipe which."""
+        """Wait for a mutant's end: its status tells whether the current test failed."""
         pid, status = os.wait()
-        mutant, read = self.running.pop(pid)
-        with open(read, encoding="utf-8") as pipe:
-            last = pipe.read().splitlines()[-1:]
+        mutant, current = self.running.pop(pid)
         code = os.waitstatus_to_exitcode(status)
         verdict = "timeout" if code < 0 else {0: "survived", 1: "killed"}.get(code, "not run")
         about = {key: value for key, value in mutant.items() if key != "source"}
-        self.verdicts.append(about | {"verdict": verdict, "last": last})
+        self.verdicts.append(about | {"verdict": verdict, "test": told(current)})
 
-    def child(self, mutant, tests, session, write):
+    def child(self, mutant, tests, session, current):
         """Run the tests up to the first that fails."""
         code = 3
         try:
-            for stream in (1, 2):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             replace_code(mutant)
             code = 0
             for item, following in zip(tests, [*tests[1:], None], strict=True):
-                os.write(write, f"{item.nodeid}\n".encode())
-                limit = 10 + 5 * self.reached.cost(
-                    item
-                )  # seconds, of the processor and by the clock
+                tell(current, item.nodeid)
+                limit = 10 + 5 * self.reached.cost(item)  # seconds, of the processor
                 signal.setitimer(signal.ITIMER_VIRTUAL, limit)
                 signal.setitimer(signal.ITIMER_REAL, 20 * limit)  # of a clock that others share
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -214,9 +209,19 @@ class Mutation:
                     break
         except BaseException as problem:  # the mutant could not be made
             code = 3
-            os.write(write, f"{problem!r}\n".encode())
+            tell(current, repr(problem))
         finally:
             os._exit(code)
+
+
+def tell(memory, text):
+    """Leave a text in shared memory."""
+    memory[:] = text.encode()[:LONGEST].ljust(LONGEST, b"\0")
+
+
+def told(memory):
+    """Read it."""
+    return memory[:].rstrip(b"\0").decode(errors="replace")
 
 
 def main():
@@ -235,7 +240,7 @@ def main():
     Path(options.out).write_text(json.dumps(run.verdicts, indent=1))
     for mutant in run.verdicts:
         if mutant["verdict"] != "killed":
-            print(mutant["verdict"], mutant["name"], *mutant["last"], *mutant["diff"], sep="\n  ")
+            print(mutant["verdict"], mutant["name"], mutant["test"], *mutant["diff"], sep="\n  ")
     counts = collections.Counter((mutant["module"], mutant["verdict"]) for mutant in run.verdicts)
     for module, verdict in sorted(counts):
         print(f"{module:24}{verdict:10}{counts[module, verdict]:4}")
