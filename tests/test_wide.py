@@ -461,6 +461,15 @@ def test_no_plan_is_beyond_memory(n, p, near, density, n_columns, quadratic, mem
         assert chosen in ("exact", "sketch")
 
 
+def test_many_classes_share_one_hessian():
+    together, apart = (
+        plan(20_000, 1000, n_columns=30, quadratic=False, coupled=coupled, memory=1e9)
+        for coupled in (True, False)
+    )
+    assert together.preconditioner == "pooled"
+    assert apart.preconditioner in ("exact", "sketch")
+
+
 @pytest.mark.parametrize("asked", ["diagonal", "sample_space", "exact", "sketch"])
 def test_users_decide(asked):
     assert plan(50, 40, preconditioner=asked).preconditioner == asked
