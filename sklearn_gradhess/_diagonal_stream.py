@@ -32,7 +32,7 @@ _ROWS = 1024  # and their number: within a block correlations are seen
 _TOL = 1e-2  # statistical errors that a block's minimum may be missed by
 _SCALES = 20  # that are tried for a solution
 _CLOSE = 1e-3  # relative error of a scale that is none, times the root of the observations
-_LEAST = 1e-9  # scale over that of the targets, below which residuals are none
+_LEAST = 1e-3  # scale over the size of the targets, below which rows were fitted too well to tell
 _UNLIKELY = -np.log(1e-9)
 
 
@@ -282,6 +282,8 @@ class DiagonalStream:
         if not isinstance(self.loss, ScaledLoss):
             return block, scale, descend_by_diagonal(block, start, _TOL)
         block, scale = self._at_scale_of(block, self.loss, start)
+        if start is not None:  # residuals of rows that nothing was fitted to are honest ones
+            return block, scale, descend_by_diagonal(block, start, _TOL)
         for _ in range(_SCALES):
             found = descend_by_diagonal(block, start, _TOL)
             start = found.W

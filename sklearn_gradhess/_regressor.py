@@ -187,8 +187,8 @@ GradientCovarianceEstimator, default="auto"
     stored: `coef_` is found when somebody looks, and `vars` does not show it.
 
     The scale of "huber" and "quantile" is estimated in a stream from the rows that it keeps, and
-    after a `fit` it stays; in wide data it is the mean over blocks of rows, the first of which may
-    take 1,024.
+    after a `fit` it stays; in wide data it is the mean over blocks of rows, of each before it was
+    fitted to.
 
     "huber" minimises the objective of `sklearn.linear_model.HuberRegressor`, in which the scale is
     a variable too, so that no unit of y matters. The bandwidth of "quantile" falls with the number
