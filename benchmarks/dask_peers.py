@@ -1,8 +1,8 @@
 """Fit dask-glm's solvers, which dask-ml's linear models call, in a process of their own.
 
 Run as a script by an interpreter that has dask-glm; nothing else of this repository is needed.
-Arguments: a file of X and y, as ``np.savez`` writes it; the rows of a block; a solver; the seconds of
-CPU that it may take. Prints JSON.
+Arguments: a file of X and y, as ``np.savez`` writes it; the rows of a block; a solver; the seconds
+of CPU that it may take. Prints JSON.
 """
 
 import json
