@@ -402,7 +402,11 @@ class _Triangle:
             return _Solved(inverse, factor, clipped, None)
         step = np.empty(q.shape)
         inner = inverse[h:, h:]
-        step[h:] = inner @ (inner.T @ (triangle[h:p, h:p].T @ q[h:]))
+        root = triangle[h:p, h:p]
+        inside = inner @ (inner.T @ (root.T @ q[h:]))
+        # Once more, of what is left: the first answer lost half of the digits (Bjorck 1987)
+        left = root.T @ (q[h:] - root @ inside) - problem.ridge[h:] * inside
+        step[h:] = inside + inner @ (inner.T @ left)
         if h:
             total = triangle[0, 0]
             mean, first = (triangle[0, 1:p] / total, q[0] / total) if total else (0 * shift, 0.0)
