@@ -86,7 +86,7 @@ def is_dask(array: Any) -> bool:
 
 
 def output_kind(estimator: Any) -> str:
-    """Tell what `set_output` asks `transform` for: "default", "pandas", ..."""
+    """Return what `set_output`, or the configuration, asks `transform` for: "default", ..."""
     return str(_get_output_config("transform", estimator)["dense"])
 
 

@@ -410,6 +410,22 @@ def test_a_sample_without_weight_or_solution_is_no_start():
     assert _sample.solution_of_sample(rows, encoding, 0.0, 0)["start"] is None
 
 
+@pytest.mark.parametrize("told", [(5.0, np.inf), (0.0, 1e-9)], ids=["worse", "unlike"])
+def test_a_sample_that_misleads_is_left_for_the_null_model(monkeypatch, told):
+    expected = PreconditionedSGDClassifier(tol=1e-6).fit(X, LABELS)
+    start = np.full((D + 1, 1), told[0])
+
+    def misled(said, **arguments):
+        return {"start": start, "scale": None, "dispersion": told[1]}
+
+    monkeypatch.setattr(_distributed, "solution_of_sample", misled)
+    model = PreconditionedSGDClassifier(random_state=0).fit(XD, LD)
+    assert gap(model, expected, X, (LABELS == "yes").astype(float)) < 0.05
+    monkeypatch.setattr(_distributed, "sample_size", lambda *args: 0)
+    alone = PreconditionedSGDClassifier(random_state=0).fit(XD, LD)
+    assert model.n_rounds_ == alone.n_rounds_ + 2  # the sample, and a look at what it told
+
+
 def test_a_step_that_is_too_long_is_shortened():
     """From far away the Poisson loss is anything but quadratic."""
     y = blocks(COUNTS)
