@@ -18,7 +18,7 @@ from sklearn_gradhess._online import (
     Seen,
     start_stream,
 )
-from sklearn_gradhess._penalty import Penalty, Spread
+from sklearn_gradhess._penalty import Penalty, Spread, per_feature
 from sklearn_gradhess._preconditioner import factorize
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._validation import blas_threads, refuse_cast
@@ -37,6 +37,7 @@ _REPORTS = (
     "n_rounds_",
     "preconditioner_",
     "rank_",
+    "alpha_",
     "_estimator",
     "_sketched",
     "_ridge",
@@ -128,7 +129,8 @@ class StreamMixin:
             model = self._stream(X.shape[1], Y.shape[1], loss, weight)
             kept = _kept(X, Y, weight, model.seen.unit)
             if len(kept):
-                model = model.update(kept, Penalty(self.alpha, self.penalty_units))
+                alpha = per_feature(self.alpha, X.shape[1])
+                model = model.update(kept, Penalty(alpha, self.penalty_units))
             attributes = self._found(model, X.dtype)
         for name in (*_REPORTS, *_FIT, "coef_", "intercept_"):
             vars(self).pop(name, None)

@@ -68,6 +68,7 @@ FLOORS = {
     "_solver": 4,
     "_stream": 4,
     "_affine": 5,
+    "_auto_penalty": 5,
     "_culprit": 5,
     "_dask_covariance": 5,
     "_distributed": 5,
