@@ -56,8 +56,8 @@ def concentration(X: Any, weight: Array, spread: Spread) -> Array:
     if sparse.issparse(X):
         X, d = X.tocsr(), len(mean)
         w = np.repeat(weight, np.diff(X.indptr))
-        deviation = np.bincount(X.indices, w * np.abs(X.data - mean[X.indices]), d)
-        deviation += (total - np.bincount(X.indices, w, d)) * np.abs(mean)
+        deviation: Array = np.bincount(X.indices, w * np.abs(X.data - mean[X.indices]), d)
+        deviation = deviation + (total - np.bincount(X.indices, w, d)) * np.abs(mean)
     else:
         deviation, step = np.zeros_like(mean), max(64, 2**17 // max(len(mean), 1))
         for start in range(0, len(weight), step):
@@ -140,6 +140,7 @@ def choose_penalty(
     W, start = None, None
     for exponent in exponents:
         W, passes = approach(replace(part, alpha=alpha * _STRIDE**exponent), inner, rng, W)
+        assert W is not None  # penalised, it is no infinity
         n_passes += passes * part.n / problem.n
         losses.append(held_out.mean_loss(held_out.predict(held_out.X, W)))
         if losses[-1] > min(losses):

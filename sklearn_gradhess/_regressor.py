@@ -45,8 +45,8 @@ class PreconditionedSGDRegressor(DaskMixin, MultiOutputMixin, RegressorMixin, Pr
         they are in squared units of y. Targets of shape (n_samples, n_targets) for "squared_error".
     alpha : float or array-like of shape (n_features,), default=0.0
         Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted,
-        in the units that follow; of all features or of each. Ridge's penalty over the number of rows. HuberRegressor's alpha is
-        ``n_samples * alpha / scale_``.
+        in the units that follow; of all features or of each. Ridge's penalty over the number of
+        rows. HuberRegressor's alpha is ``n_samples * alpha / scale_``.
     penalty_units : {"std", "raw"}, default="std"
         What the penalty sees: with "std" the coefficient per standard deviation of its feature,
         so that a fit does not depend on units and equals that on `StandardScaler`'s output; with

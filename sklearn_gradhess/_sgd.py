@@ -81,6 +81,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         "verbose": ["verbose"],
     }
 
+    alpha_: Any
     _factors: Sequence[Array]
 
     def _refuse_unfit(self, X: Any, Y: Array) -> None:
@@ -168,7 +169,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self.alpha_, width = penalty.of_mean(total * unit), 0.0
         if isinstance(self.alpha, str) and penalty.units == "std" and self.noise != "single":
             count = observations(sample_weight) or len(weight)
-            width = wideness(np.count_nonzero(spread.variance), count)
+            width = wideness(int(np.count_nonzero(spread.variance)), count)
         if width:
             self.alpha_ = self.alpha_ * concentration(X, weight, spread) ** width
             penalty = Penalty(self.alpha_, "std")

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy import sparse
-from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
@@ -81,7 +80,7 @@ def test_the_default_is_a_fit_at_the_penalties_that_it_names(rng, make, n_classe
     assert_allclose(model.decision_function(X), other.decision_function(X), atol=1e-3)
 
 
-@pytest.mark.parametrize("n, d", [(300, 100), (2_000, 200), (40, 30)])
+@pytest.mark.parametrize(("n", "d"), [(300, 100), (2_000, 200), (40, 30)])
 def test_ordinary_data_are_penalised_as_before(rng, n, d):
     X, y = few_rows(rng, n, d)
     model = Classifier(random_state=0).fit(X, y)
@@ -98,7 +97,8 @@ def test_it_sets_in_without_a_jump(rng):
     assert_allclose(alphas[0], 1)
     for d, alpha in zip((101, 104), alphas[1:], strict=True):
         most = (1024 * ratios(X[:, :d])) ** (np.log10(d / 100))
-        assert np.all(alpha >= 1) and np.all(alpha <= most * (1 + 1e-9))
+        assert np.all(alpha >= 1)
+        assert np.all(alpha <= most * (1 + 1e-9))
 
 
 @pytest.mark.parametrize("make", [few_rows, words])
@@ -177,7 +177,7 @@ def test_a_penalty_of_each_feature_is_taken_by_fits_and_streams(rng):
 
 
 @pytest.mark.parametrize(
-    "alpha, said",
+    ("alpha", "said"),
     [
         ([0.1, 0.2], r"alpha has shape \(2,\), but X has 4 features"),
         ([[0.1] * 4], r"alpha has shape \(1, 4\)"),
