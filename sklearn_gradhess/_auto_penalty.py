@@ -56,7 +56,8 @@ def concentration(X: Any, weight: Array, spread: Spread) -> Array:
     if sparse.issparse(X):
         X, d = X.tocsr(), len(mean)
         w = np.repeat(weight, np.diff(X.indptr))
-        deviation: Array = np.bincount(X.indices, w * np.abs(X.data - mean[X.indices]), d)
+        stored = w * np.abs(X.data - mean[X.indices])
+        deviation = np.bincount(X.indices, stored, d).astype(np.float64)
         deviation = deviation + (total - np.bincount(X.indices, w, d)) * np.abs(mean)
     else:
         deviation, step = np.zeros_like(mean), max(64, 2**17 // max(len(mean), 1))
