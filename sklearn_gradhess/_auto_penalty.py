@@ -1,4 +1,4 @@
-"""The penalty of wide data: how much of it the rows hold, and what rows held out say of it.
+"""The penalty of wide data: more for features of few rows, and as much as held-out rows say.
 
 A unit of penalty on each of p standardised features lets the log odds of a row vary by p: of no
 matter where p is small or rows are many, and no prior at all for a hundred thousand words
@@ -96,8 +96,8 @@ def choose_penalty(
 ) -> Chosen:
     """Choose the multiple of the penalty that predicts rows best which were held out.
 
-    Each penalty starts from the solution with the next larger one, the first, which is cheap, from
-    the null model; they end where the loss rises.
+    Each fit starts from that with the next larger penalty, the first, which is cheap, from the null
+    model; they end where the loss on these rows rises.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def _rows(problem: Problem, index: Any) -> Problem:
 
 
 def _least(x: Array, y: Array) -> float:
-    """Place of the least of a function: of the parabola through three points where it can be."""
+    """Place of the least value; of the parabola through its neighbours, if it has two."""
     best = int(np.argmin(y))
     if best in (0, len(y) - 1):
         return float(x[best])

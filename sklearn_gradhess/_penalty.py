@@ -98,7 +98,7 @@ class Penalty(NamedTuple):
 
 
 def per_feature(alpha: Any, d: int) -> Any:
-    """Check a penalty of each feature; one of all, or "auto", is what it was.
+    """Copy a penalty of each feature, checked; one of all, or "auto", is what it was.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def per_feature(alpha: Any, d: int) -> Any:
     """
     if isinstance(alpha, str) or np.ndim(alpha) == 0:
         return alpha
-    values = np.asarray(alpha, dtype=np.float64)
+    values = np.array(alpha, dtype=np.float64)
     if values.shape != (d,):
         raise ValueError(
             f"alpha has shape {values.shape}, but X has {d} features: pass one penalty for all "

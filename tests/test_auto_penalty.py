@@ -76,7 +76,7 @@ def test_the_default_is_a_fit_at_the_penalties_that_it_names(rng, make, n_classe
     assert model.alpha_.shape == (X.shape[1],)
     assert model.alpha_.min() >= 1 / len(y)
     other = Classifier(alpha=model.alpha_, tol=1e-8, random_state=0).fit(X, y)
-    assert other.alpha_ is other.alpha
+    assert_allclose(other.alpha_, model.alpha_, rtol=0)
     assert_allclose(model.decision_function(X), other.decision_function(X), atol=1e-3)
 
 

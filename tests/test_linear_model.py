@@ -1055,7 +1055,7 @@ def test_a_stream_drops_what_fit_told_of_itself(labelled, cls):
     dropped = {name for name in fitted if name.endswith("_")} - public
     assert dropped == {
         *("history_", "n_iter_", "n_passes_", "learning_rate_"),
-        *("converged_", "preconditioner_", "rank_"),
+        *("converged_", "preconditioner_", "rank_", "alpha_"),
     }
     with pytest.raises(AttributeError, match="covariance_estimator_ is there after fit alone"):
         _ = model.covariance_estimator_
