@@ -288,7 +288,7 @@ GradientCovarianceEstimator, default="auto"
         Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
         error, unless the order of the rows sorts by the target. After `fit` it goes on from there,
         and drops what `fit` told of itself: `history_`, `n_iter_`, `n_passes_`, `learning_rate_`,
-        `converged_`, `alpha_` and `covariance_estimator_`. The penalty is that of all rows seen, for
+        `converged_`, `alpha_`, `covariance_estimator_`. The penalty is that of all rows seen, for
         "auto" one over their weight; `alpha` may change, the loss, its parameters and
         `fit_intercept` may not.
 
