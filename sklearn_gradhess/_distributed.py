@@ -22,7 +22,7 @@ from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._multinomial import MultinomialLoss
 from sklearn_gradhess._online import Seen
-from sklearn_gradhess._penalty import Penalty, Spread
+from sklearn_gradhess._penalty import Penalty, Spread, per_feature
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._rounds import Blocks, Rounds, Told, counted_error, drifts_on, sketch_batches
 from sklearn_gradhess._rows import Problem
@@ -191,7 +191,8 @@ class _Fit:
         self.model, self.engine, self.clock = model, engine, clock
         self.rng = model._generator()
         self.history: list[dict[str, Any]] = []
-        self.penalty = Penalty(model.alpha, model.penalty_units)
+        alpha = per_feature(model.alpha, engine.collection.X.shape[1])
+        self.penalty = Penalty(alpha, model.penalty_units)
         self.spread: Spread | None = None
         self.monitor = Monitor(model, model._attributes, engine.collection.X, None, None)
 
@@ -340,13 +341,14 @@ class _Fit:
 
     @property
     def _per_deviation(self) -> bool:
-        return bool(self.penalty.alpha) and self.penalty.units == "std"
+        return self.penalty.present and self.penalty.units == "std"
 
     def _stand_in(self, encoding: Encoding, t: int, counts: _Counts) -> Problem:
         """Problem of no rows that has the penalty, and counts the rows of others."""
         collection, total = self.engine.collection, counts.weight
         spread = self.spread or Spread.empty(collection.X.shape[1])
-        ridge = self.penalty.ridge(total, spread) / total if self.penalty.alpha else 0.0
+        ridge = self.penalty.ridge(total, spread) / total if self.penalty.present else 0.0
+        self.model.alpha_ = self.penalty.of_mean(total)
         X = np.zeros((1, collection.X.shape[1]), dtype=collection.dtype)
         return Problem(
             X,

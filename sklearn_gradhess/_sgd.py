@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_gradhess._accumulation import of_factor
+from sklearn_gradhess._auto_penalty import choose_penalty, concentration, wideness
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
 from sklearn_gradhess._diagonal_hessian import DiagonalHessian
@@ -26,7 +27,7 @@ from sklearn_gradhess._loss import Loss, ScaledLoss
 from sklearn_gradhess._memory import allowed, matrices, refuse_many_rows, refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
-from sklearn_gradhess._penalty import Penalty, Spread
+from sklearn_gradhess._penalty import Penalty, Spread, per_feature
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._preconditioner import Factor, whitening
 from sklearn_gradhess._rows import Problem
@@ -58,7 +59,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     """What regressor and classifier share; they say how targets become a problem and back."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "alpha": [Interval(Real, 0, None, closed="left")],
+        "alpha": [Interval(Real, 0, None, closed="left"), "array-like"],
         "penalty_units": [StrOptions({"std", "raw"})],
         "fit_intercept": ["boolean"],
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
@@ -83,6 +84,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         "verbose": ["verbose"],
     }
 
+    alpha_: Any
     _factors: Sequence[Array]
     _diagonal: DiagonalHessian
 
@@ -121,7 +123,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             X, Y, sample_weight, labels, held_out = self._hold_out(
                 X, Y, loss, sample_weight, labels, rng
             )
-        problem, self._fit_saw = self._problem(X, Y, loss, sample_weight)
+        problem, self._fit_saw, width = self._problem(X, Y, loss, sample_weight)
         with blas_threads(X.shape[1]):
             if self.noise == "single":
                 monitor = Monitor(self, self._attributes, X, labels, held_out)
@@ -130,7 +132,13 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 settings = self._settings(problem, sample_weight)
                 loss, start, n_passes = estimate_scale(problem, settings, rng, start)
                 problem = replace(problem, loss=loss)
-                self._fit_saw = self._fit_saw._replace(loss=loss)
+                if width:
+                    chosen = choose_penalty(problem, settings, rng, width)
+                    problem = replace(problem, alpha=chosen.multiple * problem.alpha)
+                    self.alpha_ = chosen.multiple * self.alpha_
+                    settings, n_passes = chosen.settings, n_passes + chosen.n_passes
+                    start = chosen.start if start is None else start
+                self._fit_saw = self._fit_saw._replace(loss=loss, ridge=problem.ridge[:, 0])
                 held_out = held_out and replace(held_out, loss=loss)
                 monitor = Monitor(self, self._attributes, X, labels, held_out)
                 settings = replace(settings, on_iteration=monitor, shows_coef=monitor.sees_coef)
@@ -153,29 +161,39 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
 
     def _problem(
         self, X: Any, Y: Array, loss: Any, sample_weight: Array | None
-    ) -> tuple[Problem, FitSaw]:
-        """Return the objective, and what a stream will ask of its rows."""
-        penalty = Penalty(self.alpha, self.penalty_units)
+    ) -> tuple[Problem, FitSaw, float]:
+        """Return the objective, what a stream will ask of its rows, and how wide they are.
+
+        Where that is more than nothing the penalty is the least that may be chosen.
+        """
+        penalty = Penalty(per_feature(self.alpha, X.shape[1]), self.penalty_units)
         weight, unit = np.ones(Y.shape[0]), 1.0
         if sample_weight is not None:
             unit = float(sample_weight.max())  # their sum might overflow
             weight = sample_weight / unit
         spread = Spread.empty(X.shape[1])
-        if penalty.alpha and penalty.units == "std":
+        if penalty.present and penalty.units == "std":
             for start in range(0, len(weight), step := max(256, 2**17 // max(X.shape[1], 1))):
                 piece = slice(start, start + step)
                 spread = spread.plus(X[piece], weight[piece])
         total = float(weight.sum())
+        self.alpha_, width = penalty.of_mean(total * unit), 0.0
+        if isinstance(self.alpha, str) and penalty.units == "std" and self.noise != "single":
+            count = observations(sample_weight) or len(weight)
+            width = wideness(int(np.count_nonzero(spread.variance)), count)
+        if width:
+            self.alpha_ = self.alpha_ * concentration(X, weight, spread) ** width
+            penalty = Penalty(self.alpha_, "std")
         problem = Problem(
             X,
             Y,
             mean_one(sample_weight),
             loss,
-            penalty.ridge(total, spread, unit) / total if penalty.alpha else 0.0,
+            penalty.ridge(total, spread, unit) / total if penalty.present else 0.0,
             bool(self.fit_intercept),
             observations(sample_weight),
         )
-        return problem, fit_saw(problem, weight, unit, spread)
+        return problem, fit_saw(problem, weight, unit, spread), width
 
     def _settings(self, problem: Problem, sample_weight: Any) -> Settings:
         """Parameters of the estimator as the solver takes them."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from sklearn.linear_model import LinearRegression, Ridge, SGDRegressor
 
 import benchmarks
@@ -590,7 +591,9 @@ def test_scaling_themes():
 
 def test_wide_theme():
     small = {"text": (300, 1_500), "categories": (300, 1_500), "genes": (40, 1_200)}
-    rows = wide.classes.run(problems=small | {"images": (100, 12)}, repeat=1, saga=3)
+    problems = {name: (name, shape) for name, shape in small.items()}
+    problems["images"] = ("images", (100, 12), 1e-3)
+    rows = wide.classes.run(problems=problems, repeat=1, most=20)
     used = {row["data"]: row["preconditioner"] for row in rows if row["preconditioner"]}
     assert used == {
         "text": "diagonal",
@@ -601,6 +604,29 @@ def test_wide_theme():
     assert used["images"] in ("exact", "pooled")
     assert max(row["gap"] for row in rows if "tol" in row["model"]) < 1e-2
     assert all(row["gap"] >= 0 for row in rows)
+    assert all(row["ended"] for row in rows if row["preconditioner"])
+    assert {row["data"] for row in rows if "liblinear" in row["model"]} == small.keys()
+
+
+def test_wide_themes_on_units_norms_and_text():
+    rows = check(wide.wild_units.run(problems={"a": ("text", (300, 600))}, most=5), "log loss")
+    assert rows[0]["mean change"] < 1e-3 < rows[1]["mean change"]
+    rows = check(wide.least_norm.run(shapes=((20, 1_500),), repeat=1), "residual")
+    assert all(row["residual"] < 1e-8 and row["difference"] < 1e-6 for row in rows)
+    rows = wide.defaults_on_text.run(
+        corpora={"two": ("sklearn.svm", "sklearn.tree")}, n=300, words=("tf-idf", "counts")
+    )
+    check(rows, "log loss", "accuracy")
+    assert {row["words"] for row in rows} == {"tf-idf", "counts"}
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "n_classes"), [("scattered", (200, 300, 10), 2), ("normal", (300, 20, 5), 5)]
+)
+def test_wide_data_are_of_the_shape_that_is_asked(make, shape, n_classes):
+    X, y = wide.MAKE[make](*shape)
+    assert X.shape == shape[:2]
+    assert_array_equal(np.unique(y), np.arange(n_classes))
 
 
 def test_stream_themes():

@@ -79,6 +79,7 @@ FLOORS = {
     "_solver": 4,
     "_affine": 5,
     "_attack": 5,
+    "_auto_penalty": 5,
     "_components": 5,
     "_culprit": 5,
     "_dask_covariance": 5,
