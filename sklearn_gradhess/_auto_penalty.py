@@ -21,7 +21,7 @@ from sklearn_gradhess._steps import StepSettings
 __all__ = ["Chosen", "choose_penalty", "concentration", "wideness"]
 
 Array = npt.NDArray[np.float64]
-_NARROW = 100  # features up to which, and rows a feature from which on, the default is plain
+_NARROW = 1_000  # features up to which, and rows a feature from which on, the default is plain
 _ROWS_A_FEATURE = 10
 _DECADE = 10  # and factor beyond each within which the choice sets in
 _STRIDE, _STEPS = 4.0, 5  # of the penalties that are tried: from 4^5 down to one
@@ -32,7 +32,7 @@ _TOL = 1e-3  # statistical errors to which each is fitted: half-fitted ones pred
 def wideness(n_features: int, n_samples: float) -> float:
     """How far the penalty is chosen by the rows: between zero, where it is 1/n, and one.
 
-    Up to 100 features, or from ten rows a feature on (the rule of thumb of Peduzzi et al. 1996),
+    Up to 1,000 features, or from ten rows a feature on (the rule of thumb of Peduzzi et al. 1996),
     the log odds are not left to themselves. Within a decade of both the choice sets in.
 
     Examples

@@ -46,7 +46,7 @@ class PreconditionedSGDClassifier(DaskMixin, ClassifierMixin, PreconditionedSGD)
         Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted,
         in the units that follow; of all features or of each; zero is no penalty. "auto" is one
         over the sum of the weights, LogisticRegression's ``C=1`` on standardised features. Of more
-        than 100 features and fewer than ten rows for each, `fit` chooses more, with "std": rare
+        than 1,000 features and fewer than ten rows for each, `fit` chooses more, with "std": rare
         features are penalised as frequent ones, and rows that are held out choose how much (MATH
         section 7.7); `alpha_` tells.
     penalty_units : {"std", "raw"}, default="std"

@@ -22,23 +22,26 @@ def ratios(X, weight=None):
     return concentration(X, weight, Spread.empty(X.shape[1]).plus(X, weight))
 
 
-def few_rows(rng, n=120, d=400, n_classes=2):
+def few_rows(rng, n=120, d=2_500, n_classes=2):
     X = rng.standard_normal((n, d)) * rng.uniform(0.5, 2, d)
     raw = X[:, : 5 * n_classes].reshape(n, n_classes, 5).sum(axis=2)
     return X, (raw + 2 * rng.gumbel(size=raw.shape)).argmax(axis=1)
 
 
-def words(rng, n=600, d=1_500, n_classes=2):
-    X = sparse.random(n, d, density=0.01, format="csr", random_state=1)
-    return X, (X @ rng.standard_normal((d, n_classes)) + rng.gumbel(size=(n, n_classes))).argmax(1)
+def words(rng, n=600, d=12_000, n_classes=2):
+    X = sparse.random(n, d, density=0.005, format="csc", random_state=1)
+    X = X[:, np.diff(X.indptr) > 0].tocsr()
+    return X, (
+        X @ rng.standard_normal((X.shape[1], n_classes)) + rng.gumbel(size=(n, n_classes))
+    ).argmax(1)
 
 
 @given(d=st.integers(1, 10**6), n=st.integers(1, 10**6))
-def test_the_choice_sets_in_beyond_a_hundred_features_and_ten_rows_for_each(d, n):
+def test_the_choice_sets_in_beyond_a_thousand_features_and_ten_rows_for_each(d, n):
     width = wideness(d, n)
     assert 0 <= width <= 1
-    assert (width > 0) == (d > 100 and n < 10 * d)
-    assert (width == 1) == (d >= 1_000 and n <= d)
+    assert (width > 0) == (d > 1_000 and n < 10 * d)
+    assert (width == 1) == (d >= 10_000 and n <= d)
     assert wideness(d + 1, n) - width <= 1 / d
     assert width <= wideness(d + 1, n)
 
@@ -80,7 +83,7 @@ def test_the_default_is_a_fit_at_the_penalties_that_it_names(rng, make, n_classe
     assert_allclose(model.decision_function(X), other.decision_function(X), atol=1e-3)
 
 
-@pytest.mark.parametrize(("n", "d"), [(300, 100), (2_000, 200), (40, 30)])
+@pytest.mark.parametrize(("n", "d"), [(300, 1_000), (2_000, 200), (40, 30)])
 def test_ordinary_data_are_penalised_as_before(rng, n, d):
     X, y = few_rows(rng, n, d)
     model = Classifier(random_state=0).fit(X, y)
@@ -92,11 +95,12 @@ def test_ordinary_data_are_penalised_as_before(rng, n, d):
 
 
 def test_it_sets_in_without_a_jump(rng):
-    X, y = few_rows(rng, 200, 104)
-    alphas = [Classifier(random_state=0).fit(X[:, :d], y).alpha_ * 200 for d in (100, 101, 104)]
+    X, y = few_rows(rng, 200, 1_040)
+    sizes = (1_000, 1_010, 1_040)
+    alphas = [Classifier(random_state=0).fit(X[:, :d], y).alpha_ * 200 for d in sizes]
     assert_allclose(alphas[0], 1)
-    for d, alpha in zip((101, 104), alphas[1:], strict=True):
-        most = (1024 * ratios(X[:, :d])) ** (np.log10(d / 100))
+    for d, alpha in zip(sizes[1:], alphas[1:], strict=True):
+        most = (1024 * ratios(X[:, :d])) ** (np.log10(d / 1_000))
         assert np.all(alpha >= 1)
         assert np.all(alpha <= most * (1 + 1e-9))
 
@@ -158,7 +162,7 @@ def test_rows_without_a_weight_and_rare_classes_do_no_harm(rng):
     assert_allclose(model.alpha_, other.alpha_, rtol=1e-6)
     assert_allclose(model.predict_proba(X), other.predict_proba(X), atol=1e-3)
     single = Classifier(random_state=0).fit(X[:8], np.arange(8) % 4)  # none to hold out
-    assert_allclose(single.alpha_, ratios(X[:8]) ** wideness(400, 8) / 8)
+    assert_allclose(single.alpha_, ratios(X[:8]) ** wideness(2_500, 8) / 8)
 
 
 def test_a_penalty_of_each_feature_is_taken_by_fits_and_streams(rng):
