@@ -32,6 +32,7 @@ _TOL = 1e-2  # statistical errors that a block's minimum may be missed by
 _SCALES = 20  # that are tried for a solution
 _CLOSE = 1e-3  # relative error of a scale that is none, times the root of the observations
 _LEAST = 1e-3  # scale over the size of the targets, below which rows were fitted too well to tell
+_NOTHING = 1e7  # decrement over the rounding of the objective: a millionth of its unit
 _UNLIKELY = -np.log(1e-9)
 
 
@@ -317,7 +318,8 @@ class DiagonalStream:
                 f"The last {len(rows)} of {n_rows} rows are of one class: the order of the rows "
                 "sorts by the target, which costs accuracy. Shuffle the rows, or use fit."
             )
-        if found.ending in (Ending.STALLED, Ending.EXHAUSTED):
+        left = found.look.decrement > _NOTHING * found.look.point.slack
+        if left and found.ending in (Ending.STALLED, Ending.EXHAUSTED):
             return (
                 f"No finite minimum was found for the {n_rows} rows so far: the loss is too flat, "
                 "or has none, such as that of a Poisson model without a single count. Pass "

@@ -400,7 +400,8 @@ def test_a_rare_class_may_be_missing_from_a_block_without_a_word(rng):
 
 def test_a_descent_that_ends_nowhere_is_said(rng, monkeypatch):
     def exhausted(problem, start, tol):
-        return descend_by_diagonal(problem, start, tol)._replace(ending=Ending.EXHAUSTED)
+        found = descend_by_diagonal(problem, start, tol)
+        return found._replace(ending=Ending.EXHAUSTED, look=found.look._replace(decrement=1.0))
 
     monkeypatch.setattr("sklearn_gradhess._diagonal_stream.descend_by_diagonal", exhausted)
     X, y = rows(rng, "poisson", n=_ROWS)
