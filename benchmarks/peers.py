@@ -5,6 +5,7 @@ log loss): what the data cannot tell apart. Passes over X are those of ours with
 included, and the iterations or epochs of the peers that count them.
 """
 
+import importlib.util
 import warnings
 from functools import partial
 
@@ -19,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.data import standardised
 from benchmarks.measure import best_times
+from benchmarks.report import LeftOut
 
 ETA0 = (1e-4, 1e-3, 1e-2, 1e-1)  # the grid of the tuned SGDRegressor; its default is 1e-2
 
@@ -76,16 +78,67 @@ def regressors(solvers, max_iter):
 
 
 def classifiers(solvers, max_iter):
-    """Return LogisticRegression without a penalty; saga, which else takes minutes, has a cap."""
+    """Return LogisticRegression without a penalty; saga, which else takes minutes, has a cap.
+
+    liblinear has no way to do without, so that it gets next to none.
+    """
     return {
         f"LogisticRegression, {solver}": LogisticRegression(
-            C=np.inf,
+            C=1e6 if solver == "liblinear" else np.inf,
             solver=solver,
             max_iter=max_iter if solver == "saga" else 100,
             random_state=0,
         )
         for solver in solvers
     }
+
+
+def glum_classifier():
+    """Return glum's logistic regression without a penalty, by name; nothing where glum is not."""
+    if importlib.util.find_spec("glum") is None:
+        return {}
+    from glum import GeneralizedLinearRegressor
+
+    class Binomial(GeneralizedLinearRegressor):
+        """What it predicts are probabilities."""
+
+        def predict_proba(self, X):
+            chance = self.predict(X)
+            return np.column_stack([1 - chance, chance])
+
+    return {"glum": Binomial(family="binomial", alpha=0)}
+
+
+class VowpalWabbit:
+    """Vowpal Wabbit's least squares: adaptive, normalised updates, row by row."""
+
+    def __init__(self, learning_rate=0.5, passes=20):
+        self.learning_rate = learning_rate
+        self.passes = passes
+
+    def fit(self, X, y):
+        """Visit the rows in their order, as often as wanted, and keep the predictions."""
+        try:
+            from vowpalwabbit import Workspace
+        except ImportError as error:
+            raise LeftOut("vowpalwabbit not installed") from error
+        workspace = Workspace(quiet=True, learning_rate=self.learning_rate)
+        rows = [" ".join(f"{j}:{x!r}" for j, x in enumerate(row)) for row in X.tolist()]
+        labelled = [workspace.parse(f"{t!r} | {r}") for t, r in zip(y.tolist(), rows, strict=True)]
+        for _ in range(self.passes):
+            for row in labelled:
+                workspace.learn(row)
+        self.fitted_ = np.array([workspace.predict(f"| {row}") for row in rows])
+        for row in labelled:
+            workspace.finish_example(row)
+        workspace.finish()
+        return self
+
+    def predict(self, X):
+        """Predict the rows that it was fitted to, and no others."""
+        if len(X) != len(self.fitted_):
+            raise ValueError(f"{len(self.fitted_)} rows were fitted, {len(X)} are asked for")
+        return self.fitted_
 
 
 def fit(model, X, y):

@@ -109,7 +109,7 @@ def solver(results):
         "time of logistic regression, 200,000 x 100",
         "1",
         f"newton-cholesky {ratio('LogisticRegression, newton-cholesky'):.1f}; "
-        f"saga {ratio('LogisticRegression, saga'):.0f}",
+        f"glum {ratio('glum'):.1f}; saga {ratio('LogisticRegression, saga'):.0f}",
         "some ten thousand rows: newton-cholesky is faster",
     )
 
@@ -157,10 +157,36 @@ def risk(results):
     )
 
 
+def grid(results):
+    rows = results["themes"].get("grid_cells", {"rows": []})["rows"]
+    ratios = [(r["peer / ours"], r) for r in rows if r.get("peer / ours") is not None]
+    if not ratios:
+        return
+
+    def said(cell):
+        ratio, row = cell
+        return (
+            f"{ratio:.2f} ({row['loss']}, {row['rows']:,} x {row['features']:,}, condition "
+            f"{row['condition']:.0e}, {row['fastest exact peer']})"
+        )
+
+    def size(cell):
+        return cell[0]
+
+    yield (
+        f"time of the fastest exact peer, {len(ratios)} sizes and conditions",
+        "1",
+        f"best for us {said(max(ratios, key=size))}",
+        f"worst {said(min(ratios, key=size))}",
+    )
+
+
 def table(results):
-    """Return the table in Markdown."""
-    lines = ["| what | ours | peers | where it ends |", "|---|---|---|---|"]
-    for part in (hessian, cost, conditions, solver, real, risk):
+    """Return the table in Markdown, under the version that was measured."""
+    run = results["environment"]
+    lines = [f"Run of {run['date']}, version {run['sklearn_gradhess']}.", ""]
+    lines += ["| what | ours | peers | where it ends |", "|---|---|---|---|"]
+    for part in (hessian, cost, conditions, solver, grid, real, risk):
         lines += ["| " + " | ".join(cells) + " |" for cells in part(results)]
     return "\n".join(lines)
 

@@ -10,8 +10,10 @@ from benchmarks.data import classification, regression
 from benchmarks.peers import (
     LeastSquares,
     LogisticOptimum,
+    VowpalWabbit,
     classifiers,
     compare,
+    glum_classifier,
     over_seeds,
     regressors,
     tune_sgd,
@@ -82,21 +84,50 @@ def least_squares(problems, threads, max_iter, repeat, budget):
     short={"problems": [(40_000, 50, 1e4)], "solvers": ("newton-cholesky", "lbfgs"), "repeat": 2},
     long={
         "problems": [(200_000, 100, 1e4)],
-        "solvers": ("newton-cholesky", "lbfgs", "saga"),
+        "solvers": ("newton-cholesky", "lbfgs", "liblinear", "saga"),
         "repeat": 3,
     },
 )
 def logistic(problems, solvers, repeat, max_iter=50, budget=3.0):
-    """LogisticRegression without a penalty; passes of peers are their iterations or epochs."""
+    """Without a penalty; passes of peers are their iterations or epochs. glum where installed."""
     rows = []
     for problem in problems:
         X, y = classification(*problem)
         models = {
             "ours": PreconditionedSGDClassifier(alpha=0.0, random_state=0),
+            **glum_classifier(),
             **classifiers(solvers, max_iter),
         }
         found = compare(models, X, y, LogisticOptimum(X, y), repeat=repeat, budget=budget)
         rows += [named(problem) | row for row in found]
+    return rows
+
+
+@theme(
+    "Solver: least squares against scale-invariant updates",
+    target="as few passes and as little excess of ours at any condition number",
+    short={"shape": (2_000, 10), "conditions": (1, 1e4), "rates": (0.5,), "passes": 5},
+    long={
+        "shape": (24_000, 70),
+        "conditions": (1, 1e4, 1e8),
+        "rates": (0.1, 0.5, 2.0),
+        "passes": 20,
+    },
+)
+def online(shape, conditions, rates, passes):
+    """Vowpal Wabbit has the best of some learning rates, known in hindsight; its default is 0.5."""
+    rows = []
+    for condition in conditions:
+        problem = (*shape, condition)
+        X, y = regression(*problem)
+        assess = LeastSquares(X, y)
+        ours = PreconditionedSGDRegressor(random_state=0).fit(X, y)
+        found = {f"Vowpal Wabbit, rate {r:g}": VowpalWabbit(r, passes).fit(X, y) for r in rates}
+        best = min(found, key=lambda name: assess(found[name])["excess, floors"])
+        rows += [
+            named(problem) | {"model": name, "passes": float(n)} | assess(model)
+            for name, model, n in (("ours", ours, ours.n_passes_), (best, found[best], passes))
+        ]
     return rows
 
 

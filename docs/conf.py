@@ -16,12 +16,15 @@ copyright = f"2026, {author}"
 version = release = sklearn_gradhess.__version__
 
 extensions = [
+    "gallery",
     "measured",
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",  # [source] beside each name: there is no other address to link to
     "sphinx-mathjax-offline",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "stored",
 ]
@@ -42,20 +45,29 @@ html_theme = "pydata_sphinx_theme"
 html_title = "sklearn_gradhess"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
+html_js_files = ["tables.js"]
 html_copy_source = html_show_sourcelink = False
-html_sidebars = {"getting_started": [], "claims": [], "comparison": [], "changelog": []}
+html_sidebars = {  # none: these pages stand alone
+    page: []
+    for page in (
+        *("index", "getting_started", "cheat_sheet", "auto_examples/index"),
+        *("claims", "comparison", "changelog"),
+    )
+}
 html_theme_options = {
     "navbar_align": "left",
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 6,
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
 }
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
-    "within_subsection_order": "reading_order.reading_order",
+    "copyfile_regex": r"index\.rst",  # the groups are ours
+    "within_subsection_order": "gallery.reading_order",
+    "minigallery_sort_order": "gallery.reading_order",
     "filename_pattern": stored.filename_pattern(),
     "abort_on_example_error": True,
     "capture_repr": (),

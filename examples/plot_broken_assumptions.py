@@ -5,8 +5,9 @@ What survives broken assumptions
 The paper's bounds are for sub-Gaussian features in independent rows, and the correction of single
 noise is exact for Gaussian ones. Here are signs, heavy tails, one-hot columns, rows that depend on
 those before them, and sorted rows, shuffled or as stored, under antithetic noise, single noise with
-and without the correction, and no noise. Expect antithetic noise to stay near the sampling floor
-throughout, and the correction to hold for Gaussian features in independent or shuffled rows only.
+and without the correction, and no noise. Expect antithetic noise to stay near the error of as
+many Gaussian draws, the sampling floor, throughout, and the correction to hold for Gaussian
+features in independent or shuffled rows only.
 """
 
 import matplotlib.pyplot as plt

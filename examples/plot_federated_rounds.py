@@ -21,7 +21,9 @@ from sklearn_gradhess import PreconditionedSGDClassifier
 from sklearn_gradhess.federated import RemoteHolder, fit_holders
 
 # %%
-# A holder: five of the features, a penalty at the server, batches of two rows at least.
+# A :class:`~sklearn_gradhess.federated.GradientHolder`, at which
+# :func:`~sklearn_gradhess.federated.serve` answers the server's questions: five of the features, a
+# penalty at the server, batches of two rows at least.
 HOSPITAL = """
 import sys
 from multiprocessing.connection import Client

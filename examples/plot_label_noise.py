@@ -11,8 +11,9 @@ Inherent label noise of variance :math:`s^2` can be treated in four ways:
 - cancelled: antithetic noise, for which it need not be known.
 
 With :math:`s^2 > n` nothing can be injected: divide by the known :math:`s^2/n` instead, or take a
-larger ``noise_scale``. Expect every error at the sampling floor, save that of the ignored noise,
-which is :math:`s^2/n`, and comes down to the floor at the best scale.
+larger ``noise_scale``. Expect every error at that of as many Gaussian draws, the sampling floor,
+save that of the ignored noise, which is :math:`s^2/n`, and comes down to the floor at the best
+scale.
 """
 
 import matplotlib.pyplot as plt

@@ -5,7 +5,9 @@ The Hessian of a regression, from its gradients alone
 A client holds scikit-learn's diabetes data in raw units: 442 patients, 10 features, variances from
 0.2 to 1,200. It sends batch gradients of least squares, each batch twice: with target noise +xi and
 with -xi, of variance equal to the batch size. A server that sees nothing else recovers the Hessian,
-which is the covariance of the features, and their means.
+which is the covariance of the features, and their means. What it prints is its
+:class:`~sklearn_gradhess.diagnostics.CalibrationReport`: the numbers to check, and each
+:class:`~sklearn_gradhess.diagnostics.Failure` that they show.
 """
 
 import numpy as np

@@ -7,13 +7,11 @@ import numpy.typing as npt
 from sklearn.base import is_classifier
 from sklearn.utils.validation import check_consistent_length
 
-from sklearn_gradhess._attack import Attack, AttackOnTable, Moves
+from sklearn_gradhess._attack_on_table import AttackOnTable, Moves
 from sklearn_gradhess._classification_risk import fitted_labels, label_search, labels_of
 from sklearn_gradhess._linear import LinearResponse, linear_predictions, linear_scores
-from sklearn_gradhess._options import Options
-from sklearn_gradhess._probe import check_finite, respond
-from sklearn_gradhess._scorer import checked_radius
-from sklearn_gradhess._search import search
+from sklearn_gradhess._options import Options, responses_of
+from sklearn_gradhess._scorer import AdversarialScorer, checked_radius
 from sklearn_gradhess._table import Table
 from sklearn_gradhess._worst import squared
 
@@ -103,19 +101,21 @@ def certified_radius(
     >>> float((certified_radius(model, X, y) > 0.5).mean())
     0.72
     """
-    attack = Attack(
-        norm,
-        scale,
-        features,
-        bounds,
-        covariance,
-        "scale",
+    asked = AdversarialScorer(
+        radius=0.0,
+        norm=norm,
+        metric="accuracy",
+        feature_scale=scale,
+        scale_name="scale",
+        features=features,
+        bounds=bounds,
+        covariance=covariance,
         n_columns=n_columns,
         integer=integer,
         categories=categories,
+        link=link,
     )
-    Options(metric="accuracy", link=link)  # checks the link
-    return _certified(estimator, attack.on(Table(X)), link, y)
+    return _certified(estimator, asked.on(Table(X)), link, y)
 
 
 def worst_case_inputs(
@@ -212,27 +212,26 @@ def worst_case_inputs(
     """
     if checked_radius(radius).ndim != 0:
         raise ValueError(f"radius must be one number, got {radius!r}: rows move once.")
-    attack = Attack(
-        norm,
-        scale,
-        features,
-        bounds,
-        covariance,
-        "scale",
+    asked = AdversarialScorer(
+        radius=radius,
+        norm=norm,
+        metric="accuracy" if is_classifier(estimator) else "mse",
+        feature_scale=scale,
+        scale_name="scale",
+        features=features,
+        bounds=bounds,
+        covariance=covariance,
         n_columns=n_columns,
         integer=integer,
         categories=categories,
-    )
-    options = Options(
-        metric="accuracy" if is_classifier(estimator) else "mse",
         link=link,
         on_nonaffine=on_nonaffine,
         max_queries=max_queries,
         random_state=random_state,
     )
-    found = attack.on(Table(X))
+    found = asked.on(Table(X))
     check_consistent_length(found.table.numbers(slice(None)), y)
-    moves = _worst_moves(estimator, found, y, float(radius), options)
+    moves = _worst_moves(estimator, found, y, float(radius), asked.options)
     attacked = found.attacked(slice(None), moves)
     if hasattr(X, "iloc"):
         attacked.index = X.index
@@ -310,22 +309,10 @@ def _worst_moves(
 def _searched_error(
     estimator: Any, attack: AttackOnTable, y: Array, radius: float, options: Options
 ) -> Moves:
-    def responses(rows: Any) -> Array:
-        found = check_finite(estimator, respond(estimator, rows, "predict"), "predict")
-        return found.reshape(len(found), -1)
-
     def loss(response: Array, rows: Any) -> Array:
         return np.asarray(squared(y[rows], response).sum(axis=1))
 
-    found = search(
-        responses,
-        attack,
-        radius,
-        loss,
-        max_queries=options.max_queries,
-        random_state=options.random_state,
-    )
-    return found.moves
+    return options.search(responses_of(estimator, "predict"), attack, radius, loss).moves
 
 
 def _ascended(found: LinearResponse, attack: AttackOnTable, y: Array, radius: float) -> Moves:
@@ -368,14 +355,7 @@ def _against_labels(
     _, classes, true = fitted_labels(estimator, y, attack.table.n_rows, what)
     if found is None:
         responses, loss = label_search(estimator, true)
-        return search(
-            responses,
-            attack,
-            radius,
-            loss,
-            max_queries=options.max_queries,
-            random_state=options.random_state,
-        ).moves
+        return options.search(responses, attack, radius, loss).moves
     rows = np.arange(len(true))
     best, least = None, np.full(len(true), np.inf)
     for rival in range(len(classes)):

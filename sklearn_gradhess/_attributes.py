@@ -4,17 +4,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_gradhess._components import Components
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._dask_covariance import log_likelihood_by_block
+from sklearn_gradhess._failures import expected_error
 from sklearn_gradhess._fitted import Fitted
 from sklearn_gradhess._validation import check_features, is_dask, refuse_foreign, refuse_overflow
-from sklearn_gradhess.diagnostics import expected_error
 
 __all__ = ["FittedAttributes"]
 
@@ -37,26 +37,6 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
     n_features_in_: int
     whitening: Any
     store_precision: bool
-
-    @classmethod
-    def _from_factor(
-        cls,
-        factor: npt.NDArray[np.float64],
-        *,
-        n_batches: int,
-        n_samples: int,
-        batch_size: int,
-        has_intercept: bool,
-        **params: Any,
-    ) -> Any:
-        """Return the estimator that has seen a sketch of the Hessian, in factor form."""
-        make: Any = cls
-        estimator = make(batch_size=batch_size, assume_centered=not has_intercept, **params)
-        estimator.n_features_in_ = factor.shape[1] - has_intercept
-        estimator.batch_size_ = batch_size
-        memory = estimator._start(estimator.n_features_in_, has_intercept=has_intercept)
-        estimator._conclude(memory.with_factor(factor, n_batches=n_batches, n_samples=n_samples))
-        return estimator
 
     @property
     def covariance_(self) -> npt.NDArray[np.floating]:
@@ -149,6 +129,35 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         check_is_fitted(self)
         return expected_error(self.fitted_)
 
+    @property
+    def components_(self) -> npt.NDArray[np.floating]:
+        """Leading directions."""
+        return self._components("components_").components
+
+    @property
+    def eigenvalues_(self) -> Array:
+        """Variances along them."""
+        return self._components("eigenvalues_").eigenvalues
+
+    @property
+    def residual_variance_(self) -> float:
+        """Mean variance along all other directions."""
+        return self._components("residual_variance_").residual_variance
+
+    @property
+    def n_components_(self) -> int:
+        """Number of directions kept."""
+        return len(self._components("n_components_").eigenvalues)
+
+    def _components(self, name: str) -> Components:
+        check_is_fitted(self)
+        if not isinstance(self.fitted_, Components):
+            raise AttributeError(
+                f"{name} is there with n_components alone: without it all directions are in "
+                "covariance_."
+            )
+        return self.fitted_
+
     def get_precision(self) -> npt.NDArray[np.floating]:
         """Return the precision matrix.
 
@@ -203,7 +212,6 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             )
         return self.fitted_.newton_step(g)
 
-    @by_block
     def transform(self, X: Any) -> npt.NDArray[np.floating]:
         """Whiten: subtract `location_` and give the features the identity covariance.
 
@@ -219,12 +227,8 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         """
         check_is_fitted(self)
         X = check_features(self, X, reset=False)
-        whiten = self.fitted_.preconditioner.whitening(self.whitening)[0].astype(X.dtype)
         with np.errstate(all="ignore"):
-            if sparse.issparse(X):
-                Z = X @ whiten - self.location_.astype(X.dtype) @ whiten
-            else:
-                Z = (X - self.location_.astype(X.dtype)) @ whiten
+            Z = self.fitted_.whiten(X, self.whitening)
         refuse_overflow(Z, X, estimator_name=type(self).__name__)
         return Z
 
@@ -249,13 +253,12 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         check_is_fitted(self)
         refuse_foreign(X=X)
         X = check_array(X, dtype=[np.float64, np.float32], input_name="X")
-        if X.shape[1] != self.n_features_in_:
+        if X.shape[1] != self._n_features_out:
             raise ValueError(
                 f"X has {X.shape[1]} whitened features, but this estimator makes "
-                f"{self.n_features_in_}."
+                f"{self._n_features_out}."
             )
-        unwhiten = self.fitted_.preconditioner.whitening(self.whitening)[1].astype(X.dtype)
-        return X @ unwhiten + self.location_.astype(X.dtype)
+        return self.fitted_.unwhiten(X, self.whitening)
 
     @available_if(_covariance_of_features)
     def score(self, X_test: Any, y: Any = None) -> float:
@@ -274,6 +277,8 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
             Mean log-likelihood of a row, under `location_` and `covariance_`.
         """
         check_is_fitted(self)
+        if isinstance(self.fitted_, Components):
+            return self.fitted_.log_likelihood(float(self.mahalanobis(X_test).mean()))
         if is_dask(X_test):
             return log_likelihood_by_block(self, X_test)
         base: Any = super()
@@ -296,17 +301,14 @@ class FittedAttributes(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
         """
         check_is_fitted(self)
         X = check_features(self, X, reset=False)
-        X = X.toarray() if sparse.issparse(X) else X
-        rows = X.astype(np.float64) - self.location_
         with np.errstate(all="ignore"):
-            whitened = rows @ self.fitted_.preconditioner.whitening("cholesky")[0]
-            distances = np.einsum("ij,ij->i", whitened, whitened)
+            distances = self.fitted_.squared_distances(X)
         refuse_overflow(distances, X, estimator_name=type(self).__name__)
         return distances
 
     @property
     def _n_features_out(self) -> int:
-        return self.n_features_in_
+        return self.fitted_.n_features_out(self.whitening)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

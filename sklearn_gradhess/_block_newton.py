@@ -162,7 +162,7 @@ class Objective:
         )
 
     def floor(self, point: Point, curvature: Array) -> float:
-        """Statistical error: coefficients times Pearson's dispersion, in the unit of weights."""
+        """Statistical error: coefficients times the dispersion, in the unit of weights."""
         p, t = self.shape
         dispersion = 1.0  # of a likelihood of classes; and where no target tells a unit
         if not self.loss.likelihood and self.rows.Y.any():

@@ -8,7 +8,7 @@ which merge by QR (MATH section 8).
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +19,8 @@ from sklearn.utils import check_array
 from sklearn.utils.multiclass import check_classification_targets
 
 from sklearn_gradhess._descent import Model
-from sklearn_gradhess._losses import Loss
-from sklearn_gradhess._moments import triangular_factor
+from sklearn_gradhess._loss import Loss
+from sklearn_gradhess._moments import updated_triangle
 from sklearn_gradhess._penalty import Spread
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._sketch import triangles
@@ -31,6 +31,7 @@ __all__ = [
     "Encoding",
     "ask",
     "at",
+    "bent",
     "correct",
     "deviances",
     "labels",
@@ -40,6 +41,7 @@ __all__ = [
     "product",
     "residuals",
     "rows_triangle",
+    "sampled",
     "size_of",
     "spread",
     "totals",
@@ -95,7 +97,7 @@ class Encoding:
             with named(block.number, "y"):
                 self.loss.check_y(Y)
         else:
-            code = np.searchsorted(self.classes, y)
+            code = np.searchsorted(self.classes, y.reshape(len(y)))
             if self.class_weight is not None:
                 weight = self.class_weight[code] * (1.0 if weight is None else weight)
             Y = code[:, None].astype(np.float64)
@@ -152,6 +154,10 @@ def _numbers(values: Any, index: int, name: str) -> Array:
         )
 
 
+def _is_missing(label: Any) -> bool:
+    return label is None or type(label).__name__ == "NAType" or label != label
+
+
 def _weights(block: Block) -> Array | None:
     if block.weight is None:
         return None
@@ -185,6 +191,7 @@ def totals(encoding: Encoding, block: Block) -> Answer:
     weight = problem.weighted(np.ones(problem.n))
     return {
         "n": problem.n,
+        "positive": np.count_nonzero(weight),
         "weight": weight.sum(),
         "squares": np.sum(weight**2),
         "target": problem.weighted(problem.Y).sum(axis=0),
@@ -198,8 +205,13 @@ def labels(block: Block, features: Encoding | None = None) -> Answer:
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.ndim != 1:
         raise ValueError(f"Block {block.number} of y has the shape {y.shape}: pass a vector.")
-    if y.dtype.kind == "f" and not np.isfinite(y).all():
-        raise ValueError(f"Block {block.number} of y contains NaN or infinity.")
+    if (y.dtype.kind == "f" and not np.isfinite(y).all()) or (
+        y.dtype.kind == "O" and any(map(_is_missing, y))
+    ):
+        raise ValueError(
+            f"Block {block.number} of y contains NaN or infinity, or a label is missing. Drop such "
+            "rows before the fit."
+        )
     with named(block.number, "y"):
         check_classification_targets(y)
     weight = np.ones(len(y)) if weight is None else weight
@@ -213,6 +225,17 @@ def labels(block: Block, features: Encoding | None = None) -> Answer:
     return out
 
 
+def sampled(encoding: Encoding, block: Block, share: float, seed: int) -> Answer:
+    """Draw some rows at random."""
+    rng = np.random.default_rng([seed, block.number])
+    n = block.X.shape[0]
+    rows = np.sort(rng.choice(n, int(n * share + rng.random()), replace=False))
+    X, y, weight = encoding.features(block), _aligned(block.y), _weights(block)
+    problem = replace(encoding.problem(block), X=X[rows])
+    _refuse_infinite(problem.X.sum(axis=0), problem, block)
+    return {"rows": [(problem.X, y[rows], None if weight is None else weight[rows])]}
+
+
 def rows_triangle(encoding: Encoding, block: Block) -> Answer:
     """Factor of the rows ``sqrt(w) (1, x, y)``: all that least squares needs."""
     problem = encoding.problem(block)
@@ -221,6 +244,7 @@ def rows_triangle(encoding: Encoding, block: Block) -> Answer:
     _refuse_infinite(factors, problem, block)
     return {
         "n": problem.n,
+        "positive": np.count_nonzero(weight),
         "weight": weight.sum(),
         "squares": np.sum(weight**2),
         "shift": shift,
@@ -236,6 +260,7 @@ def at(
     batch_size: int,
     seed: int,
     direction: Array | None = None,
+    null: Array | None = None,
 ) -> Answer:
     """Gradient, objective, other sums over rows, and a sketch of the Hessian: one read.
 
@@ -253,6 +278,8 @@ def at(
         With the number of the block it makes the randomness.
     direction : ndarray of shape (p, t), default=None
         Last step, of which it is asked what moved.
+    null : ndarray of shape (t,), default=None
+        The same raw prediction of all rows, whose loss is asked for too.
     """
     problem = encoding.problem(block)
     loss, Y, t = problem.loss, problem.Y, problem.Y.shape[1]
@@ -280,6 +307,10 @@ def at(
             out["quartic"] += float(np.sum(gain * moved**2))
             out["far_gain"] += float(gain[np.abs(moved) > 0.5].sum())
             out["farthest"] = max(out["farthest"], float(np.abs(moved).max(initial=0.0)))
+    if null is not None:
+        same = np.array(np.broadcast_to(null, Y.shape))
+        value = loss.value(Y, same) + loss.constant(Y)
+        out["null"] = float(problem.weighted(value).sum())
     out["curvature"] = float(problem.weighted(curvature).sum())
     out["stiffness"] = float(problem.weighted(stiffness).sum())
     out["slope2"] = float(problem.weighted(slope**2).sum())
@@ -321,6 +352,21 @@ def losses(encoding: Encoding, block: Block, W: Array, U: Array, steps: Array) -
             value = problem.loss.value(problem.Y[piece], f[:, :t] + step * f[:, t:])
             out[j] += problem.weighted(value, piece).sum()
     return {"losses": out}
+
+
+def bent(encoding: Encoding, block: Block, W: Array, bends: Array) -> Answer:
+    """Squares of residuals up to several lengths, and the weight of those beyond."""
+    problem = encoding.problem(block)
+    inside, beyond = np.zeros((2, len(bends)))
+    for piece, Z in problem.chunks():
+        residual = np.abs(problem.Y[piece] - problem.predict(Z, W))[:, 0]
+        weight = problem.weighted(np.ones(len(residual)), piece)
+        order = np.argsort(residual)
+        residual, weight = residual[order], weight[order]
+        first = np.searchsorted(residual, bends, side="right")
+        inside += np.append(0.0, np.cumsum(weight * residual**2))[first]
+        beyond += weight.sum() - np.append(0.0, np.cumsum(weight))[first]
+    return {"inside": inside, "beyond": beyond}
 
 
 def residuals(encoding: Encoding, block: Block, predict: Callable[[Any], Any]) -> Answer:
@@ -436,9 +482,7 @@ def _merge_factors(a: Answer, b: Answer) -> Array:
     if between.any():
         d = len(between)
         second[:, :, 1 : d + 1] += second[:, :, :1] * between
-    return np.array(
-        [triangular_factor(np.vstack(pair)) for pair in zip(first, second, strict=True)]
-    )
+    return np.array([updated_triangle(*pair) for pair in zip(first, second, strict=True)])
 
 
 def _merge_labels(a: Answer, b: Answer) -> Answer:

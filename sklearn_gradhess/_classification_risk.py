@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from sklearn_gradhess._attack import AttackOnTable
+from sklearn_gradhess._attack_on_table import AttackOnTable
 from sklearn_gradhess._linear import LinearResponse, linear_scores, log_odds
 from sklearn_gradhess._options import (
     AdversarialRisk,
@@ -17,10 +17,9 @@ from sklearn_gradhess._options import (
     by_search,
     curve,
     kind_of,
-    searched,
+    responses_of,
 )
 from sklearn_gradhess._probe import respond
-from sklearn_gradhess._search import worst_responses
 from sklearn_gradhess._table import batches
 from sklearn_gradhess._validation import check_weights
 
@@ -156,14 +155,7 @@ def _searched_accuracy(
     responses, loss = label_search(estimator, true)
 
     def at(radius: float) -> float:
-        worst = worst_responses(
-            responses,
-            attack,
-            radius,
-            loss,
-            max_queries=options.max_queries,
-            random_state=options.random_state,
-        )
+        worst = options.search(responses, attack, radius, loss).response
         return float(np.average(worst[:, -1] == true, weights=weights))
 
     return by_search(radii, at, options)
@@ -186,14 +178,14 @@ def auc_under_attack(
         estimator, attack, options.link, options.on_nonaffine, most, decides=False
     )
     if scores is None:
-        method = _scoring_method(estimator) or "predict"
+        responses = responses_of(estimator, _scoring_method(estimator) or "predict")
 
         def loss(response: Array, rows: Any) -> Array:
             return np.asarray(side[rows] * response[:, -1])
 
         def at(radius: float) -> Any:
-            worst = searched(estimator, method, attack, radius, loss, options)[:, -1]
-            return roc_auc_score(positive, worst, sample_weight=weights)
+            found = options.search(responses, attack, radius, loss)
+            return roc_auc_score(positive, found.response[:, -1], sample_weight=weights)
 
         return by_search(radii, at, options)
     raw, coef = scores.raw[:, 1] - scores.raw[:, 0], scores.coef[1:] - scores.coef[:1]
@@ -219,12 +211,13 @@ def log_loss_under_attack(
     weights = check_weights(weights, np.empty((len(y), 1)))
     rows = np.arange(len(y))
     if found is None:
+        responses = responses_of(estimator, "predict_proba")
 
         def loss(response: Array, rows: Any) -> Array:
             return -np.log(np.maximum(response[np.arange(len(rows)), true[rows]], 1e-300))
 
         def found_loss(radius: float) -> Any:
-            worst = searched(estimator, "predict_proba", attack, radius, loss, options)
+            worst = options.search(responses, attack, radius, loss).response
             return log_loss(y, worst, labels=classes, sample_weight=weights)
 
         return by_search(radii, found_loss, options)

@@ -42,10 +42,13 @@ class PreconditionedSGDClassifier(DaskMixin, ClassifierMixin, PreconditionedSGD)
     ----------
     loss : {"log_loss"}, default="log_loss"
         Loss.
-    alpha : float or "auto", default="auto"
+    alpha : float, array-like of shape (n_features,) or "auto", default="auto"
         Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted,
-        in the units that follow. "auto" is one over the sum of the weights, LogisticRegression's
-        ``C=1`` on standardised features; zero is no penalty.
+        in the units that follow; of all features or of each; zero is no penalty. "auto" is one
+        over the sum of the weights, LogisticRegression's ``C=1`` on standardised features. Of more
+        than 100 features and fewer than ten rows for each, `fit` chooses more, with "std": rare
+        features are penalised as frequent ones, and rows that are held out choose how much (MATH
+        section 7.7); `alpha_` tells.
     penalty_units : {"std", "raw"}, default="std"
         What the penalty sees: with "std" the coefficient per standard deviation of its feature,
         so that a fit does not depend on units and equals that on `StandardScaler`'s output; with
@@ -96,7 +99,7 @@ GradientCovarianceEstimator, default="auto"
         Start from the coefficients of the last fit.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, nonnegative; those that a dict lacks weigh one. "balanced" is
-        inverse to their frequencies. A key that is no label is refused.
+        inverse to their frequencies, sample weights counted. A key that is no label is refused.
     random_state : int, RandomState instance, Generator or None, default=None
         Source of the sketch and of the mini-batches.
     verbose : int, default=0
@@ -123,14 +126,18 @@ GradientCovarianceEstimator, default="auto"
     history_ : list of dict
         For each round: loss, decrement, floor (the statistical error that `tol` multiplies),
         passes, seconds.
+    alpha_ : float or ndarray of shape (n_features,)
+        Penalty that `fit` took, in the units of `alpha`; an array where "auto" chose it.
     converged_ : bool
         Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
         last one, was foreseen to end below it, and was taken (`history_` then ends above);
         or nothing but rounding was left.
-    covariance_estimator_ : GradientCovarianceEstimator
+    covariance_estimator_ : GradientCovarianceEstimator or DiagonalHessian
         The preconditioner, as an estimator of the Hessian where it was last made, with the bound
         (see References) for the curvature. With "identity" a sketch made at the start. Of three
         classes or more, the mean over classes of the Hessian's diagonal blocks.
+        After "diagonal" and "sample_space" it has `location_`, `variance_` (the diagonal of the
+        Hessian), `newton_step` and `transform`, and no `covariance_`.
     preconditioner_ : {"exact", "sketch", "pooled", "diagonal", "sample_space", "identity", ...}
         What was used: the Hessian of all rows, a sketch of it, one shared out to the classes, its
         diagonal, the Gram matrix of the rows, none; or "estimator" and "single".
@@ -139,9 +146,9 @@ GradientCovarianceEstimator, default="auto"
     df_ : float
         Effective degrees of freedom, ``tr H (H + alpha)^-1``, the intercept's included.
     coef_standard_error_ : ndarray of the shape of `coef_`
-        Standard errors, with the dispersion of the residuals (one for log_loss); as exact as the
-        Hessian: by a sketch of k batches they are off by some ``1/sqrt(2 k)``. Zero along
-        directions that the rows do not determine; NaN for three classes or more, and wide data.
+        Standard errors; weights count repetitions. As exact as the Hessian: by a sketch of k
+        batches they are off by some ``1/sqrt(2 k)``. Zero along directions that the rows do not
+        determine; NaN for three classes or more, and wide data.
     intercept_standard_error_ : float or ndarray
         Standard error of `intercept_`.
     n_features_in_ : int
@@ -174,7 +181,7 @@ GradientCovarianceEstimator, default="auto"
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **PreconditionedSGD._parameter_constraints,
         "loss": [StrOptions({"log_loss"})],
-        "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
+        "alpha": [Interval(Real, 0, None, closed="left"), "array-like", StrOptions({"auto"})],
         "class_weight": [StrOptions({"balanced"}), dict, None],
     }
 
@@ -182,7 +189,7 @@ GradientCovarianceEstimator, default="auto"
         self,
         loss: str = "log_loss",
         *,
-        alpha: float | str = "auto",
+        alpha: Any = "auto",
         penalty_units: str = "std",
         fit_intercept: bool = True,
         batch_size: int | str = "auto",
@@ -285,9 +292,10 @@ GradientCovarianceEstimator, default="auto"
         memory has room for, and with preconditioner="diagonal" it keeps a few numbers a coefficient
         and forgets how features go together once their rows are gone (MATH section 7.6); the first
         call decides. After `fit` it goes on from there, and drops what `fit` told of itself:
-        `history_`, `n_iter_`, `n_passes_`, `learning_rate_`, `converged_` and
-        `covariance_estimator_`. The penalty is that of all rows seen; `alpha` may change, the loss,
-        its parameters and `fit_intercept` may not.
+        `history_`, `n_iter_`, `n_passes_`, `learning_rate_`, `converged_`, `preconditioner_`,
+        `alpha_`, `covariance_estimator_`, and what came of that: `rank_`, `df_` and the standard
+        errors. The penalty is that of all rows seen, for "auto" one over their weight; `alpha` may
+        change, the loss, its parameters and `fit_intercept` may not.
 
         Parameters
         ----------

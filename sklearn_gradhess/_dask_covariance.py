@@ -1,6 +1,6 @@
 """The Hessian of the rows of a dask collection: a memory of gradients a block, merged."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from sklearn.base import clone
@@ -9,15 +9,32 @@ from sklearn.covariance import log_likelihood
 from sklearn_gradhess import _blocks
 from sklearn_gradhess._blocks import Answer, Block, Encoding
 from sklearn_gradhess._dask import Collection, Engine, check_collection
-from sklearn_gradhess._gradients import choose_batch_size
-from sklearn_gradhess._losses import SquaredLoss
+from sklearn_gradhess._loss import SquaredLoss
 from sklearn_gradhess._validation import check_coef
 
 __all__ = ["log_likelihood_by_block", "see_blocks"]
 
 
+class Accumulates(Protocol):
+    """What is asked of an estimator: see `_accumulation.Accumulation`."""
+
+    batch_size_: int
+    noise: Any
+    shrinkage: Any
+    assume_centered: Any
+    _rng: np.random.Generator
+
+    def _check_size(self, d: int) -> None: ...
+
+    def _choose_batch_size(self, n: int, d: int) -> int: ...
+
+    def _start(self, d: int, *, has_intercept: bool) -> Any: ...
+
+    def _conclude(self, memory: Any) -> None: ...
+
+
 def see_blocks(
-    estimator: Any, X: Any, y: Any, sample_weight: Any, coef: Any, intercept: Any
+    estimator: Accumulates, X: Any, y: Any, sample_weight: Any, coef: Any, intercept: Any
 ) -> None:
     """Let a GradientCovarianceEstimator see all blocks of a dask collection.
 
@@ -33,7 +50,8 @@ def see_blocks(
         n = engine.reduce(_ask_rows, None, {}, _total)
     if n < 2:
         raise ValueError(f"Found array with {n} sample(s), while a minimum of 2 is required.")
-    size = choose_batch_size(estimator.batch_size, n, d, noise=estimator.noise)
+    estimator._check_size(d)
+    size = estimator._choose_batch_size(n, d)
     empty = estimator._start(d, has_intercept=not estimator.assume_centered)
     worker = clone(estimator).set_params(
         batch_size=size, store_precision=False, random_state=None, shrinkage=None

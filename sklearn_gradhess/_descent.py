@@ -142,6 +142,10 @@ class Goal:
         """Decrement below which there is nothing to gain: the target, or rounding."""
         return max(self.target(point), point.rounding)
 
+    def promised(self, point: Point) -> float:
+        """Decrement at which it has converged, though more might be gained for next to nothing."""
+        return max(self.tol * point.floor, point.rounding)
+
 
 class Descent(NamedTuple):
     """Where a descent ended: coefficients, the method that came to them, what it saw, and why."""
@@ -191,7 +195,8 @@ def descend(
         if look.decrement <= goal.enough(point):
             return Descent(point.W, method, look, Ending.CONVERGED)
         if not left:
-            return Descent(point.W, method, look, Ending.EXHAUSTED)
+            good = look.decrement <= goal.promised(point)
+            return Descent(point.W, method, look, Ending.CONVERGED if good else Ending.EXHAUSTED)
         left -= 1
         step = method.step(look)
         after = step.arrive()
@@ -203,6 +208,6 @@ def descend(
             # What is left is rounding, or the wrong method
             method, look = step.then.look(best)
             watch(look)
-            good = look.decrement <= max(goal.enough(best), best.slack)
+            good = look.decrement <= max(goal.promised(best), best.slack)
             return Descent(best.W, method, look, Ending.CONVERGED if good else Ending.STALLED)
         method, look = step.otherwise.look(best)

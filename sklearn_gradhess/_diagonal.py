@@ -20,6 +20,7 @@ __all__ = ["Diagonal", "centred_squares", "diagonal_hessian", "hessian_squares"]
 Array = npt.NDArray[np.float64]
 # Share of a feature's mean square that its variance has at least, if it is no rounding error
 _CONSTANT = 1e-12
+_BUFFER_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -152,5 +153,9 @@ def _squares(problem: Problem, shift: Array) -> Iterator[tuple[slice, Any, Any]]
         if sparse.issparse(rows):
             yield piece, rows, type(rows)((rows.data**2, rows.indices, rows.indptr), rows.shape)
         else:
-            Z = rows - shift
-            yield piece, Z, Z**2
+            # Few enough rows at a time that what is made of them is memory used again
+            step = max(16, _BUFFER_BYTES // (8 * len(shift)))
+            for start in range(piece.start, piece.stop, step):
+                some = slice(start, min(start + step, piece.stop))
+                Z = rows[start - piece.start : some.stop - piece.start] - shift
+                yield some, Z, Z**2

@@ -17,6 +17,7 @@ from scipy import sparse
 from sklearn_gradhess._descent import Descent, Ending
 from sklearn_gradhess._diagonal import hessian_squares
 from sklearn_gradhess._kept_rows import KeptRows, join, joined_with
+from sklearn_gradhess._loss import ScaledLoss
 from sklearn_gradhess._online import Seen
 from sklearn_gradhess._penalty import Penalty, Spread
 from sklearn_gradhess._rows import Problem
@@ -173,7 +174,9 @@ class DiagonalStream:
         spread: Spread,
     ) -> "DiagonalStream":
         """Return the model that stands for a fit which ended at W with this diagonal."""
-        scale = _Scale(loss.scale or 0.0, seen.weight * seen.per_weight)
+        scale = _Scale(
+            loss.scale if isinstance(loss, ScaledLoss) else 0.0, seen.weight * seen.per_weight
+        )
         return cls(
             loss, has_intercept, seen, W, squares, ridge, spread, scale=scale, separable=False
         )
@@ -277,33 +280,33 @@ class DiagonalStream:
         """Minimise, at the scale that the residuals of the minimum have, if the loss has one."""
         start = block.anchor if self.past.total.any() or block.anchor.any() else None
         scale = self.scale
-        if self.loss.scale is None:
+        if not isinstance(self.loss, ScaledLoss):
             return block, scale, descend_by_diagonal(block, start, _TOL)
-        block, scale = self._at_scale_of(block, start)
+        block, scale = self._at_scale_of(block, self.loss, start)
         if start is not None:  # residuals of rows that nothing was fitted to are honest ones
             return block, scale, descend_by_diagonal(block, start, _TOL)
         for _ in range(_SCALES):
             found = descend_by_diagonal(block, start, _TOL)
             start = found.W
             before = scale.value
-            after, scale = self._at_scale_of(block, start)
+            after, scale = self._at_scale_of(block, self.loss, start)
             if abs(np.log(scale.value / before)) <= _CLOSE / np.sqrt(scale.observations):
                 break
             block = after
         return block, scale, found
 
-    def _at_scale_of(self, block: Block, W: Array | None) -> tuple[Block, _Scale]:
+    def _at_scale_of(self, block: Block, loss: ScaledLoss, W: Array | None) -> tuple[Block, _Scale]:
         """Return the block with the loss for the residuals of W, and of those before."""
         residual = block.Y[:, 0]
         residual = residual - (
             np.median(residual) if W is None else block.predict(block.X, W)[:, 0]
         )
         weight = block.weighted(np.ones(block.n))
-        own = block.loss.residual_scale(residual, weight, block.observations, block.p)
+        own = loss.residual_scale(residual, weight, block.observations, block.p)
         size = np.abs(block.Y).mean() or 1.0
         scale = self.scale.plus(max(own, _LEAST * size), block.observations)
-        loss = block.loss.at_scale(scale.value, scale.observations, len(self.W))
-        return replace(block, loss=loss), scale
+        made = loss.at_scale(scale.value, scale.observations, len(self.W))
+        return replace(block, loss=made), scale
 
     def _trouble(self, rows: KeptRows, found: Descent, *, separable: bool) -> str:
         n_rows = self.seen.n_rows

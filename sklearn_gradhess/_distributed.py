@@ -1,37 +1,50 @@
 """Linear models on dask collections: fit by rounds of questions, and score."""
 
 import time
+import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import ClassifierMixin
+from sklearn.exceptions import DataConversionWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess import _blocks
-from sklearn_gradhess._blocks import Encoding
+from sklearn_gradhess._blocks import Answer, Encoding
 from sklearn_gradhess._dask import Collection, Engine, check_collection, nameless
 from sklearn_gradhess._descent import Ending, Goal, Look, Model, Point, descend
+from sklearn_gradhess._loss import Loss, ScaledLoss
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._multinomial import MultinomialLoss
 from sklearn_gradhess._online import Seen
-from sklearn_gradhess._penalty import Penalty, Spread
+from sklearn_gradhess._penalty import Penalty, Spread, per_feature
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._rounds import Blocks, Rounds, Told, counted_error, drifts_on, sketch_batches
 from sklearn_gradhess._rows import Problem
+from sklearn_gradhess._sample import rows_for_a_scale, sample_size, solution_of_sample
 from sklearn_gradhess._sketch import triangles_factor
 from sklearn_gradhess._solver import Solution, record_of
 from sklearn_gradhess._stream import FitSaw
 from sklearn_gradhess._validation import is_dask, refuse_foreign
-from sklearn_gradhess._weights import class_weighted, refuse_one_class
+from sklearn_gradhess._weights import balanced, class_weighted, refuse_one_class
 
 __all__ = ["DaskMixin"]
 
 Array = npt.NDArray[np.float64]
 # Columns up to which the triangular factor of all rows is no dearer than what a round costs else
 _ONE_ROUND = 300
+# Raw prediction by which a step moves rows that drift, at least: one, as losses fall exponentially
+_DRIFTING = 0.5
+_SCALES = 20  # of residuals, one after the other
+_WIDER = 5  # grids, each twice as wide, before the scale is taken for what is beyond them
+_LEAST = 1e-9  # scale over the size of targets, below which residuals are none
+_GRID = 65  # places between which the next one is looked for
+_COLUMN = "A column-vector y was passed when a 1d array was expected. Pass y[:, 0], or y['name']."
 # What mini-batch steps and held-out rows need is not to be had block by block
 _FOR_ROWS = {
     "batch_size": "auto",
@@ -47,6 +60,7 @@ class _Counts(NamedTuple):
     """What the first round tells: sums of weights and targets over all rows."""
 
     n: int
+    positive: int
     weight: float
     squares: float
     target: Array
@@ -66,13 +80,27 @@ class _Shape(NamedTuple):
     n: int
     p: int
     has_intercept: bool
-    observations: float
+    independent: float
     ridge: Array
     loss: Any
 
 
 class DaskMixin:
-    """Fit and score of the linear models where X is a dask array or data frame."""
+    """Fit and score of the linear models where X is a dask array or data frame.
+
+    What it asks of these models is declared here.
+    """
+
+    _vector: bool
+    _fit_saw: FitSaw
+    _attributes: Callable[[Array, Any], dict[str, Any]]
+    _generator: Callable[[], np.random.Generator]
+    _make_loss: Callable[[], Loss]
+    _refuse_unfit: Callable[[Any, Array], None]
+    _start_from: Callable[[Any, Any, int, int], Array | None]
+    _store: Callable[[Array, Any], None]
+    _store_solution: Callable[[Solution, Any], None]
+    _warn: Callable[[Solution, Any], None]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return R^2 of the prediction, or the accuracy of a classifier.
@@ -131,6 +159,8 @@ class DaskMixin:
         name = engine.collection.dtype.name
         fit = _Fit(model, engine, time.perf_counter())
         if isinstance(self, ClassifierMixin):
+            if getattr(y, "ndim", 1) == 2 and y.shape[1] == 1:
+                warnings.warn(_COLUMN, DataConversionWarning, stacklevel=4)
             encoding, counts = fit.labelled(name)
         else:
             model._vector = getattr(y, "ndim", 1) == 1
@@ -139,11 +169,10 @@ class DaskMixin:
                     f"y has {y.ndim} dimensions, but loss={model.loss!r} takes one target: pass a "
                     "vector of shape (n_samples,)."
                 )
-            if model._make_loss().scale is not None:
+            if model.loss == "quantile":
                 raise ValueError(
-                    f"loss={model.loss!r} needs the scale of the residuals, estimated from "
-                    "rows in memory, and X is a dask collection. Use another loss, or fit "
-                    "X.compute()."
+                    "loss='quantile' is smoothed by the spread of the residuals, which needs rows "
+                    "in memory, and X is a dask collection. Use another loss, or fit X.compute()."
                 )
             encoding, counts = Encoding(model._make_loss(), bool(model.fit_intercept), name), None
         solution, shape = fit.solve(encoding, counts, coef_init, intercept_init)
@@ -162,9 +191,10 @@ class _Fit:
         self.model, self.engine, self.clock = model, engine, clock
         self.rng = model._generator()
         self.history: list[dict[str, Any]] = []
-        self.penalty = Penalty(model.alpha, model.penalty_units)
+        alpha = per_feature(model.alpha, engine.collection.X.shape[1])
+        self.penalty = Penalty(alpha, model.penalty_units)
         self.spread: Spread | None = None
-        self.monitor = Monitor(model, engine.collection.X, None, None)
+        self.monitor = Monitor(model, model._attributes, engine.collection.X, None, None)
 
     def labelled(self, dtype: str) -> tuple[Encoding, _Counts]:
         """Classes and their counts: a round."""
@@ -177,14 +207,16 @@ class _Fit:
         check_classification_targets(model.classes_)
         each: Any = np.ones(len(table))
         if model.class_weight == "balanced":
-            each = table[:, 1].sum() / (len(table) * np.maximum(table[:, 1], 1e-300))
+            each = balanced(table[:, 1])
         elif model.class_weight is not None:
             each = class_weighted(model.class_weight, model.classes_, model.classes_, None)
         weight = each * table[:, 1]
         refuse_one_class(model.classes_, weight)
         target = weight[1:] if len(table) == 2 else weight
+        rows = int(table[:, 0].sum())
         counts = _Counts(
-            int(table[:, 0].sum()),
+            rows,
+            rows,
             float(weight.sum()),
             float(each**2 @ table[:, 2]),
             target,
@@ -236,8 +268,55 @@ class _Fit:
             self.rng,
         )
         start = model._start_from(coef_init, intercept_init, d, len(counts.target))
-        solution = self._descend(data, _null_model(problem, counts), start)
-        return solution, self._shape(problem, counts)
+        if isinstance(problem.loss, ScaledLoss):
+            data, start = self._scaled(data, problem.loss, counts, start)
+        solution = self._descend(data, self._begin(data, counts, start))
+        return solution, self._shape(data.problem, counts)
+
+    def _scaled(
+        self, data: Blocks, loss: ScaledLoss, counts: _Counts, W: Array | None
+    ) -> tuple[Blocks, Array | None]:
+        """Find the scale that residuals have at the minimum for that scale, and go near that.
+
+        A sample tells a scale to begin with; solutions and scales of all rows follow each other.
+        """
+        problem, goal = data.problem, Goal(self.model.tol)
+        m = rows_for_a_scale(counts.n, problem.p, self.engine.collection.dtype.itemsize)
+        told = self._sampled(data, m / counts.n)
+        W = told["start"] if W is None else W
+        W = _null_model(problem, counts) if W is None else W
+        size = np.sqrt(counts.square / counts.weight) or 1.0
+        scale = told["scale"] or size
+        close = max(np.sqrt(self.model.tol / problem.observations), 1e-9)
+        for round_ in range(_SCALES):
+            data = data.of_loss(loss.at_scale(scale, problem.observations, problem.p))
+            method = Rounds(data, goal)
+            W = descend(method, data.at(W, Model.CURVATURE), goal, self.model.max_iter).W
+            before, scale = scale, self._scale_at(data, W, scale, 4.0**-round_)
+            scale = max(scale, _LEAST * size)
+            if abs(np.log(scale / before)) <= close:
+                break
+        return data, W
+
+    def _scale_at(self, data: Blocks, W: Array, scale: float, width: float) -> float:
+        """Scale of all residuals at W (see `HuberLoss.residual_scale`): a round, or several.
+
+        The root of ``sum(w min(r^2/s^2, epsilon^2)) = sum(w)`` is bracketed on a grid of s, which
+        moves on where it lies beyond.
+        """
+        epsilon = data.problem.loss.parameters["epsilon"]
+        for _ in range(_WIDER):
+            grid = scale * np.exp(np.linspace(-width, width, _GRID))
+            said = self.engine(_blocks.bent, encoding=data.encoding, W=W, bends=epsilon * grid)
+            self.engine.passes += 1
+            excess = said["inside"] / grid**2 + epsilon**2 * said["beyond"] - data.weight
+            falls = np.flatnonzero((excess[:-1] > 0) & (excess[1:] <= 0))
+            if len(falls):
+                j = falls[-1]
+                share = excess[j] / (excess[j] - excess[j + 1])
+                return float(grid[j] * (grid[j + 1] / grid[j]) ** share)
+            scale, width = float(grid[-1] if excess[-1] > 0 else grid[0]), 2 * width
+        return scale
 
     @property
     def _oversampling(self) -> float | None:
@@ -256,18 +335,20 @@ class _Fit:
             Seen(1.0, counts.n, counts.weight, counts.squares),
             spread,
         )
-        observations = problem.observations
-        return _Shape(counts.n, problem.p, problem.has_intercept, observations, ridge, problem.loss)
+        known = problem.loss.likelihood
+        independent = problem.observations if known else float(counts.positive)
+        return _Shape(counts.n, problem.p, problem.has_intercept, independent, ridge, problem.loss)
 
     @property
     def _per_deviation(self) -> bool:
-        return bool(self.penalty.alpha) and self.penalty.units == "std"
+        return self.penalty.present and self.penalty.units == "std"
 
     def _stand_in(self, encoding: Encoding, t: int, counts: _Counts) -> Problem:
         """Problem of no rows that has the penalty, and counts the rows of others."""
         collection, total = self.engine.collection, counts.weight
         spread = self.spread or Spread.empty(collection.X.shape[1])
-        ridge = self.penalty.ridge(total, spread) / total if self.penalty.alpha else 0.0
+        ridge = self.penalty.ridge(total, spread) / total if self.penalty.present else 0.0
+        self.model.alpha_ = self.penalty.of_mean(total)
         X = np.zeros((1, collection.X.shape[1]), dtype=collection.dtype)
         return Problem(
             X,
@@ -279,12 +360,52 @@ class _Fit:
             counts.observations,
         )
 
-    def _descend(self, data: Blocks, null: Array, start: Array | None) -> Solution:
+    def _begin(self, data: Blocks, counts: _Counts, start: Array | None) -> Point:
+        """Look at the start given, or at the null model, if that is better; or at a sample's."""
+        null = _null_model(data.problem, counts)
+        if start is None:
+            told = self._of_sample(data, counts)
+            if told is not None and told["start"] is not None:
+                raw = null[0] if data.problem.has_intercept else 0 * null[0]
+                point = data.as_told(told["start"], raw, told["dispersion"])
+                if point is not None:
+                    return point
+            return data.at(null, Model.CURVATURE)
+        point, there = (data.at(W, Model.CURVATURE) for W in (null, start))
+        return there if there.objective <= point.objective else point
+
+    def _of_sample(self, data: Blocks, counts: _Counts) -> Answer | None:
+        """Solve a sample of the rows, if that is worth it: a round."""
+        problem, loss = data.problem, data.problem.loss
+        if loss.quadratic or isinstance(loss, ScaledLoss) or loss.coupling > 1:
+            return None
+        events = np.inf
+        if loss.asymptotic and not np.any(problem.alpha):
+            rarest = counts.target.min()
+            if isinstance(self.model, ClassifierMixin):
+                rarest = min(rarest, (counts.weight - counts.target).min())
+            events = rarest * counts.n / counts.weight
+        itemsize = self.engine.collection.dtype.itemsize
+        m = sample_size(counts.n, problem.p, itemsize, events)
+        if not m:
+            return None
+        return self._sampled(data, m / counts.n)
+
+    def _sampled(self, data: Blocks, share: float) -> Answer:
+        """Solve a share of the rows on a worker: a round."""
+        self.engine.passes += share
+        seed, own = self.rng.integers(2**63, size=2).tolist()
+        alpha = data.problem.alpha
+        return self.engine(
+            _blocks.sampled,
+            encoding=data.encoding,
+            share=share,
+            seed=seed,
+            conclude=partial(solution_of_sample, encoding=data.encoding, alpha=alpha, seed=own),
+        )
+
+    def _descend(self, data: Blocks, point: Point) -> Solution:
         model, problem, goal = self.model, data.problem, Goal(self.model.tol)
-        point = data.at(null, Model.CURVATURE)
-        if start is not None:
-            there = data.at(start, Model.CURVATURE)
-            point = there if there.objective <= point.objective else point
         W, _, look, ending = descend(
             Rounds(data, goal),
             point,
@@ -321,7 +442,7 @@ class _Fit:
         self.engine.passes += 1
         total, n = said["weight"], int(said["n"])
         _refuse_weightless(total)
-        counts = _Counts(n, total, said["squares"], np.zeros(0), 0.0)
+        counts = _Counts(n, int(said["positive"]), total, said["squares"], np.zeros(0), 0.0)
         triangle = said["factors"][0] / np.sqrt(total)
         t = len(triangle) - self.engine.collection.X.shape[1] - encoding.has_intercept
         problem = self._stand_in(encoding, t, counts)
@@ -400,7 +521,7 @@ def _may_drift(problem: Problem, point: Point) -> bool:
     sums = point.rows.sums
     if not problem.loss.asymptotic or np.any(problem.alpha):
         return False
-    return sums["farthest"] > 0.1 or not sums["gain"]
+    return sums["farthest"] > _DRIFTING or not sums["gain"]
 
 
 def _refuse_weightless(weight: float) -> None:

@@ -7,30 +7,32 @@ are functions of it; they are computed once, and not pickled.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 from scipy.linalg import block_diag, eigh
 from sklearn.covariance import ledoit_wolf_shrinkage, oas
 
+from sklearn_gradhess._estimate import Estimate, estimate, kept_gradients
 from sklearn_gradhess._moments import centered_block, triangular_factor
 from sklearn_gradhess._preconditioner import Preconditioner, factorize
-from sklearn_gradhess._schemes import Estimate, GradientMemory
+from sklearn_gradhess._schemes import GradientMemory
 from sklearn_gradhess._validation import blas_threads
 
-__all__ = ["Fitted", "OneFactor"]
+__all__ = ["Fitted", "OneFactor", "derived"]
 
 Array = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 
-def _derived(compute: Callable[[Any], T]) -> "cached_property[T]":
+def derived(compute: Callable[[Any], T]) -> "cached_property[T]":
     """Property that is computed at most once; what is not finite was refused before, or is said."""
 
     @wraps(compute)
     def quietly(self: "Fitted") -> T:
-        with np.errstate(all="ignore"), blas_threads(self.n_features):
+        with np.errstate(all="ignore"), blas_threads(self.width):
             return compute(self)
 
     return cached_property(quietly)
@@ -62,6 +64,7 @@ class Fitted:
     loss: str = "squared_error"
     wanted_correction: str = "auto"
     wanted_shrinkage: float | str | None = None
+    whole: ClassVar[bool] = True  # all directions are known
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -70,19 +73,22 @@ class Fitted:
         """Raise ValueError where there is no covariance; looks at the norms of columns alone."""
         memory = self.memory.settled().calibrated()
         if isinstance(self.wanted_shrinkage, str):
-            memory.kept_gradients(np.zeros(self.n_features))
+            kept_gradients(memory, np.zeros(self.n_features))
         with np.errstate(all="ignore"):
-            factor = memory.moments.covariance_factor() / np.sqrt(memory.total_scale or 1.0)
+            factor = memory.whole.covariance_factor() / np.sqrt(memory.total_scale or 1.0)
             if memory.has_intercept:
                 factor = centered_block(factor)[1]
             scale = np.abs(factor).max(initial=0.0) or 1.0
-            largest = scale * np.linalg.norm(factor / scale, axis=0).max()
-            if largest**2 <= np.finfo(memory.dtype).max:
-                return
+            self._refuse_overflow(scale * np.linalg.norm(factor / scale, axis=0).max())
+
+    def _refuse_overflow(self, largest: float) -> None:
+        dtype = self.memory.dtype
+        if float(largest) <= float(np.sqrt(np.finfo(dtype).max)):
+            return
         raise ValueError(
-            f"The covariance overflows {memory.dtype}: the largest standard deviation of a "
+            f"The covariance overflows {dtype}: the largest standard deviation of a "
             f"feature is {largest:.3g}. Rescale X"
-            + (" or pass float64." if memory.dtype == np.float32 else ".")
+            + (" or pass float64." if dtype == np.float32 else ".")
         )
 
     @property
@@ -100,7 +106,12 @@ class Fitted:
         """Number of features."""
         return self.memory.clean_sums.shape[1] - self.memory.has_intercept
 
-    @_derived
+    @property
+    def width(self) -> int:
+        """Columns of the matrices that are factorised."""
+        return self.n_features
+
+    @derived
     def settled(self) -> GradientMemory:
         """Count the batch that waits for more rows, and calibrate the noise."""
         return self.memory.settled().calibrated()
@@ -122,27 +133,28 @@ class Fitted:
         eps = np.finfo(np.float64).eps
         return float(16 * np.finfo(self.memory.dtype).eps + 2 * np.sqrt(k) * eps)
 
-    @_derived
+    @derived
     def _estimate(self) -> Estimate:
-        return self.settled.estimate(
+        return estimate(
+            self.settled,
             correct=self.wanted_correction == "gaussian"
             or (self.wanted_correction == "auto" and self.loss == "squared_error"),
             rounding=self._rounding,
         )
 
-    @_derived
+    @derived
     def _centered(self) -> tuple[Array, Array]:
         """Location of the features and root of their covariance, before shrinkage."""
         if self.memory.has_intercept:
             return centered_block(self._estimate.factor)
         return np.zeros(self.n_features), self._estimate.factor
 
-    @_derived
+    @derived
     def _shrunk(self) -> tuple[float, Array]:
         """Shrinkage, and the root of the shrunken covariance."""
         shrinkage, (location, factor) = self.wanted_shrinkage, self._centered
         if isinstance(shrinkage, str):
-            rows = self.settled.kept_gradients(location)
+            rows = kept_gradients(self.settled, location)
             if len(rows) < 2:
                 shrinkage = 1.0  # one gradient tells no direction from another
             elif shrinkage == "ledoit_wolf":
@@ -192,34 +204,34 @@ class Fitted:
         """Relative standard error of the nuisance."""
         return self._estimate.error
 
-    @_derived
+    @derived
     def preconditioner(self) -> Preconditioner:
         """Factorise the covariance; singular directions are left out."""
         first = int(self.memory.has_intercept)
         norms = np.linalg.norm(self._estimate.factor[:, first:], axis=0)
         return factorize(self._shrunk[1], rounding=self._rounding * norms)
 
-    @_derived
+    @derived
     def covariance(self) -> npt.NDArray[np.floating]:
         """Hessian with the intercept eliminated, of shape (n_features, n_features)."""
         return self._narrow(_square(self._shrunk[1]))
 
-    @_derived
+    @derived
     def precision(self) -> npt.NDArray[np.floating]:
         """Inverse of `covariance`, on its range."""
         return self._narrow(self.preconditioner.inverse())
 
-    @_derived
+    @derived
     def location(self) -> npt.NDArray[np.floating]:
         """Mean of the features."""
         return self._narrow(self._centered[0])
 
-    @_derived
+    @derived
     def gradient_covariance(self) -> npt.NDArray[np.floating]:
         """Covariance of the gradients as they were seen, without the intercept's."""
         return self._narrow(_square(self._estimate.gradient_factor[:, self.memory.has_intercept :]))
 
-    @_derived
+    @derived
     def mean_gradient(self) -> npt.NDArray[np.floating]:
         """Mean gradient of the coefficients."""
         return self._narrow(self._estimate.mean_gradient[self.memory.has_intercept :])
@@ -229,7 +241,7 @@ class Fitted:
         """Mean gradient of the intercept, NaN without one."""
         return float(self._estimate.mean_gradient[0]) if self.memory.has_intercept else np.nan
 
-    @_derived
+    @derived
     def effective_rank(self) -> float:
         """Trace of the covariance over its largest eigenvalue; zero if that is rounding error."""
         if not self.preconditioner.rank:
@@ -238,6 +250,11 @@ class Fitted:
         d = len(covariance)
         largest = eigh(covariance, eigvals_only=True, subset_by_index=[d - 1, d - 1])[0]
         return float(np.trace(covariance) / largest) if largest > 0 else 0.0
+
+    @property
+    def unresolved(self) -> float:
+        """Largest eigenvalue that is not told apart from the rest, over the largest of all."""
+        return 0.0
 
     @property
     def n_effective(self) -> float:
@@ -256,13 +273,40 @@ class Fitted:
     def newton_step(self, gradient: Array) -> Array:
         """Inverse Hessian times a gradient, the intercept's in front if its gradient is there."""
         if len(gradient) == self.n_features:
-            return self.preconditioner.solve(gradient)
+            return self._solve(gradient)
         # The Schur complement of the intercept, whose own curvature is one for the squared loss
         known = self.loss == "squared_error" or not self.memory.has_intercept
-        curvature = 1.0 if known else self._estimate.factor[0, 0] ** 2
+        curvature = 1.0 if known else self._intercept_curvature()
         location = self.location.astype(np.float64)
-        step = self.preconditioner.solve(gradient[1:] - location * gradient[0])
+        step = self._solve(gradient[1:] - location * gradient[0])
         return np.concatenate([[gradient[0] / curvature - location @ step], step])
+
+    def _solve(self, gradient: Array) -> Array:
+        return self.preconditioner.solve(gradient)
+
+    def _intercept_curvature(self) -> float:
+        return float(self._estimate.factor[0, 0] ** 2)
+
+    def n_features_out(self, method: Any) -> int:
+        """Columns that `whiten` makes."""
+        return self.n_features
+
+    def whiten(self, X: Any, method: Any) -> npt.NDArray[np.floating]:
+        """Give rows of features the identity covariance."""
+        whiten = self.preconditioner.whitening(method)[0].astype(X.dtype)
+        location = self.location.astype(X.dtype)
+        return X @ whiten - location @ whiten if sparse.issparse(X) else (X - location) @ whiten
+
+    def unwhiten(self, Z: npt.NDArray[np.floating], method: Any) -> npt.NDArray[np.floating]:
+        """Undo `whiten`."""
+        unwhiten = self.preconditioner.whitening(method)[1].astype(Z.dtype)
+        return Z @ unwhiten + self.location.astype(Z.dtype)
+
+    def squared_distances(self, X: Any) -> Array:
+        """Squared Mahalanobis distances of rows to the location."""
+        rows = (X.toarray() if sparse.issparse(X) else X).astype(np.float64) - self.location
+        whitened = rows @ self.preconditioner.whitening("cholesky")[0]
+        return np.einsum("ij,ij->i", whitened, whitened)
 
     def _narrow(self, values: Array) -> npt.NDArray[np.floating]:
         """Round to the dtype of the features, unless their scale is beyond its range."""

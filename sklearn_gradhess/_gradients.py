@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from sklearn_gradhess._losses import Loss, SquaredLoss
+from sklearn_gradhess._loss import Loss, SquaredLoss
 from sklearn_gradhess.noise import draw_target_noise
 
 Array = npt.NDArray[np.floating]
@@ -38,6 +38,8 @@ __all__ = [
 
 # Below this many multiplications the batch size of one, which is exact, costs well below a second
 _SMALL = 2e9
+# Gradients for each direction of a sketch, if there are so many rows
+_A_DIRECTION = 64
 # The sums of one sweep stay below this share of X, or below this many bytes if that is more.
 _SHARE = 1 / 12
 _BYTES = 2**24
@@ -144,12 +146,29 @@ def batch_index(
     return dealt
 
 
-def choose_batch_size(batch_size: int | str, n_samples: int, d: int, *, noise: str) -> int:
-    """Settle batch_size="auto"; the reasons are in GradientCovarianceEstimator's docstring."""
+def choose_batch_size(
+    batch_size: int | str,
+    n_samples: int,
+    d: int,
+    *,
+    noise: str,
+    sketch_size: int | None = None,
+    density: float = 1.0,
+) -> int:
+    """Settle batch_size="auto"; the reasons are in GradientCovarianceEstimator's docstring.
+
+    A gradient costs 2 d^2 multiplications, or 12 d q where q directions are kept: that of a pass
+    over the stored entries of d/16, or 3/8 q, rows. To have 64 gradients a direction comes first.
+    """
     if not isinstance(batch_size, str):
         return int(batch_size)
     if noise != "antithetic":
-        return max(1, int(np.sqrt(n_samples / (d + 1))))
+        return max(1, int(np.sqrt(n_samples / ((sketch_size or d) + 1))))
+    if sketch_size is not None:
+        if 12 * n_samples * d * sketch_size <= _SMALL:
+            return 1
+        rows = int(np.ceil(0.375 * sketch_size / max(density, 1e-9)))
+        return max(1, min(rows, n_samples // (_A_DIRECTION * sketch_size)))
     if 2 * n_samples * d**2 <= _SMALL:
         return 1
     return max(1, min(-(-d // 16), n_samples // (4 * (d + 1))))
@@ -196,7 +215,7 @@ def inherent_noise(
 ) -> float:
     """Noise in the targets, as a multiple of the curvature; antithetic noise ignores it.
 
-    "estimate" is Pearson's: the mean squared gradient over the mean curvature, for the squared
+    "estimate" is the mean squared gradient over the mean curvature, for the squared
     loss the mean squared residual.
     """
     if noise == "antithetic" or (isinstance(inherent_variance, str) and gradient is None):
@@ -266,6 +285,7 @@ def batch_sums(
     contiguous: bool,
     has_intercept: bool,
     n_threads: int = 1,
+    most: int | None = None,
 ) -> Iterator[BatchSums]:
     """Sum the rows of each batch with the given coefficients.
 
@@ -285,6 +305,8 @@ def batch_sums(
         Put the intercept's coordinate, a feature of ones, in front.
     n_threads : int, default=1
         Threads for the product of a sparse S with a dense X; they do not change the sums.
+    most : int, default=None
+        Batches of a run at most.
 
     Yields
     ------
@@ -301,6 +323,7 @@ def batch_sums(
     x_bytes = (X.nnz if sparse.issparse(X) else X.size) * X.dtype.itemsize
     bytes_per_batch = n_values * (d + h) * (8 + X.dtype.itemsize)
     run = max(1, int(max(_SHARE * x_bytes, _BYTES) / bytes_per_batch))
+    run = min(run, most or run)
     for start in range(0, n_batches, run):
         k = min(run, n_batches - start)
         rows: slice | npt.NDArray[np.intp]

@@ -11,14 +11,20 @@ _UNIT, _APART, _NOTHING = 64, 128, 2.0**-256
 
 
 def law_in_words(
-    noise: str, noise_scale: float, loss: str, epsilon: float, assume_centered: bool
+    noise: str,
+    noise_scale: float,
+    loss: str,
+    epsilon: float,
+    assume_centered: bool,
+    n_components: int | None = None,
 ) -> tuple[str, ...]:
-    """Say what decides the law of half differences: one sentence for each thing that does."""
+    """Say what decides what is remembered of gradients: one sentence for each thing that does."""
     scale, bend = (repr(float(v)).removesuffix(".0") for v in (noise_scale, epsilon))
     return (
         f"noise={noise!r} with noise_scale={scale}",
         f"loss={loss!r}" + f", epsilon={bend}" * (loss == "huber"),
         f"assume_centered={bool(assume_centered)}",
+        f"n_components={n_components}",
     )
 
 

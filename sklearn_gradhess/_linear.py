@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-from sklearn_gradhess._attack import AttackOnTable
+from sklearn_gradhess._attack_on_table import AttackOnTable
 from sklearn_gradhess._culprit import culprit
 from sklearn_gradhess._link import IDENTITY, LINKS, Link
 from sklearn_gradhess._probe import (

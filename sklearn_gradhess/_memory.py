@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["allowed", "matrices", "refuse_many_rows", "refuse_wide"]
+__all__ = ["allowed", "matrices", "refuse_dense", "refuse_many_rows", "refuse_wide"]
 
 # Matrices of p x p doubles that a fit holds at its peak, as measured: so many, and so many an
 # output (a target, or a class of three or more)
@@ -34,9 +34,7 @@ def refuse_wide(n_features: int, *, instead: str, n_outputs: int = 1) -> None:
         Number of outputs that have a matrix each.
     """
     matrix, needed = 8.0 * n_features**2, matrices(n_features, n_outputs)
-    if needed < 0.25 * _GIB:  # to be had anywhere: save a stream of single rows the asking
-        return
-    most = allowed()
+    most = allowed(needed)
     if needed > most:
         raise ValueError(
             f"X has n_features={n_features}, and curvature is dense in them: a matrix of "
@@ -56,13 +54,25 @@ def refuse_many_rows(n_samples: int, *, n_outputs: int = 1) -> None:
         )
 
 
+def refuse_dense(n_samples: int, n_features: int, *, instead: str) -> None:
+    """Raise ValueError if the rows of a sparse X cannot fit into memory as dense ones."""
+    needed, most = 3 * 8.0 * n_samples * n_features, allowed()
+    if needed > most:
+        raise ValueError(
+            f"The result is dense: with its intermediates, {n_samples} x {n_features} numbers take "
+            f"{needed / _GIB:.3g} GiB, but this process may have {most / _GIB:.3g} GiB. {instead}"
+        )
+
+
 def matrices(size: int, n_outputs: int) -> float:
     """Bytes that a fit takes with matrices of this size, as measured."""
     return 8.0 * size**2 * (_MATRICES + _MATRICES_AN_OUTPUT * n_outputs)
 
 
-def allowed() -> float:
-    """Bytes that this process may ever have, as far as is known."""
+def allowed(needed: float = math.inf) -> float:
+    """Bytes that this process may ever have, as far as is known; or enough for what is needed."""
+    if needed < 0.25 * _GIB:  # to be had anywhere: save small fits and single rows the asking
+        return 0.25 * _GIB
     return min(_limits(), default=math.inf)
 
 

@@ -13,12 +13,20 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack
 
-__all__ = ["GradientMoments", "Round", "RoundMeans", "centered_block", "triangular_factor"]
+__all__ = [
+    "GradientMoments",
+    "Round",
+    "RoundMeans",
+    "centered_block",
+    "triangular_factor",
+    "updated_triangle",
+]
 
 Array = npt.NDArray[np.float64]
 # Rounds that may still go on. The oldest beyond these is closed, so that a long stream at moving
 # coefficients takes no more memory and time than a short one.
 MAX_ROUNDS = 64
+_PANEL = 16  # columns that are eliminated together
 
 
 def triangular_factor(rows: Array) -> Array:
@@ -47,12 +55,40 @@ def triangular_factor(rows: Array) -> Array:
                 inverse = lapack.dtrtri(factor)[0]
                 rows = rows @ (inverse / scale[:, None])
                 return lapack.dpotrf(rows.T @ rows, clean=1)[0] @ factor * scale
-    factor = np.zeros((d, d))
-    if k:
+    rows = rows[rows.any(axis=1)]
+    if len(rows) >= d:
+        return updated_triangle(np.zeros((d, d)), rows)
+    factor = np.zeros((d, d))  # of few rows, with as few
+    if len(rows):
         r = np.linalg.qr(rows, mode="r")
         factor[: len(r)] = r
-    factor *= np.where(np.diag(factor) < 0, -1.0, 1.0)[:, None]
-    return factor
+    return factor * np.where(np.diag(factor) < 0, -1.0, 1.0)[:, None]
+
+
+def updated_triangle(factor: Array, rows: Array) -> Array:
+    """Triangular factor of rows below a triangular factor, without a look at its zeros.
+
+    Elimination by reflections that touch a row of the factor and the rows: half of the work of a
+    QR of the two stacked, a quarter if the rows are triangular too (LAPACK's tpqrt).
+
+    Parameters
+    ----------
+    factor : ndarray of shape (d, d)
+        Upper triangular.
+    rows : ndarray of shape (k, d)
+        What comes in.
+
+    Returns
+    -------
+    factor : ndarray of shape (d, d)
+        Upper triangular, with no negative diagonal.
+    """
+    k, d = rows.shape
+    if not (k and d):
+        return factor
+    triangular = d if k == d and not np.tril(rows, -1).any() else 0
+    out = np.triu(lapack.dtpqrt(triangular, min(_PANEL, d), factor, rows)[0])
+    return out * np.where(np.diag(out) < 0, -1.0, 1.0)[:, None]
 
 
 class Round(NamedTuple):
@@ -271,6 +307,23 @@ class GradientMoments:
         spread = self.round_means().spread if self.centered else 0.0
         divisor = spread or self.weight
         return self.factor / np.sqrt(divisor) if divisor else self.factor
+
+    def sums(self) -> tuple[Array, ...]:
+        """Everything that was summed, to be looked at for overflow."""
+        return self.factor, self.mean
+
+    def intercept_variance(self) -> float:
+        """Variance of the first coordinate, where that is the intercept's."""
+        return float(self.covariance_factor()[0, 0] ** 2)
+
+    def last_variance(self) -> float:
+        """Variance of the last coordinate."""
+        return float(np.sum(self.covariance_factor()[:, -1] ** 2))
+
+    def squared_intercept(self) -> float:
+        """Squared mean of the first coordinate, averaged over rounds; NaN without scatter."""
+        means = self.round_means()
+        return float(np.sum(means.rows[:, 0] ** 2) / means.spread) if means.degrees else np.nan
 
     def covariance(self) -> Array:
         """Covariance of the gradients, of shape (d, d)."""

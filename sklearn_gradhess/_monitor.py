@@ -1,5 +1,6 @@
 """Who watches a fit: prints, validation losses, scikit-learn's callbacks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,15 @@ Array = npt.NDArray[np.float64]
 class Monitor:
     """Told of every iteration: prints, calls scikit-learn's callbacks, and says when to stop."""
 
-    def __init__(self, estimator: Any, X: Any, y: Any, held_out: Problem | None) -> None:
-        self.estimator = estimator
+    def __init__(
+        self,
+        estimator: Any,
+        attributes: Callable[[Array, Any], dict[str, Any]],
+        X: Any,
+        y: Any,
+        held_out: Problem | None,
+    ) -> None:
+        self.estimator, self.attributes = estimator, attributes
         self.X, self.y = X, y
         self.held_out = held_out
         self.stopped = False
@@ -52,7 +60,7 @@ class Monitor:
                 "estimator": estimator,
                 "X": self.X,
                 "y": self.y,
-                "reconstruction_attributes": estimator._attributes(W, self.X.dtype),
+                "reconstruction_attributes": self.attributes(W, self.X.dtype),
             }
             task.call_on_fit_task_begin(**arguments)
             self.stopped = bool(task.call_on_fit_task_end(**arguments)) or self.stopped
@@ -65,5 +73,5 @@ class Monitor:
                 estimator=self.estimator,
                 X=self.X,
                 y=self.y,
-                reconstruction_attributes=self.estimator._attributes(W, self.X.dtype),
+                reconstruction_attributes=self.attributes(W, self.X.dtype),
             )

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logit, logsumexp, softmax
 
-from sklearn_gradhess._losses import Loss, logistic_bound
+from sklearn_gradhess._deviances import logistic_bound
+from sklearn_gradhess._loss import Loss
 
 __all__ = ["MultinomialLoss"]
 

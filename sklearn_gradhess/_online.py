@@ -25,6 +25,7 @@ from sklearn_gradhess._block_newton import (
     whitened,
 )
 from sklearn_gradhess._kept_rows import KeptRows, join, joined_with, thinned
+from sklearn_gradhess._loss import ScaledLoss
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._penalty import Penalty, Spread
 
@@ -198,6 +199,8 @@ class LeastSquaresStream:
         root, target = factor[:p, :p], factor[:p, p:]
         ridge = self.penalty.ridge(self.seen.weight, self.spread, self.seen.unit)
         T, _ = whitened(root, location[: self._d], ridge, self.has_intercept)
+        T, filled = T[:, T.any(axis=0)], root.any(axis=1)  # few, of few rows
+        root, target = root[filled], target[filled]
         # The columns of root T are orthonormal: nothing cancels, as it would in T' root'
         with np.errstate(over="ignore", invalid="ignore"):  # an overflow is looked for, and said
             W = T @ ((root @ T).T @ target)
@@ -405,11 +408,11 @@ class ConvexStream:
     def _solved(self) -> tuple["ConvexStream", Minimum]:
         """Minimise, at the scale that the residuals of the minimum have, if the loss has one."""
         model = self
-        if self.loss.scale is not None and not (self.n_solved or self.quadratics):
+        if isinstance(self.loss, ScaledLoss) and not (self.n_solved or self.quadratics):
             model = model._at_scale_of(np.zeros_like(self.linear))
         found = minimise(model._objective(), model.last)
         # Of the rows of a fit nothing is kept that would tell their scale: it stays
-        if self.loss.scale is None or self.quadratics:
+        if not isinstance(self.loss, ScaledLoss) or self.quadratics:
             return model, found
         for _ in range(_SCALES):
             after = model._at_scale_of(found.W)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_gradhess._attack import AttackOnTable
+from sklearn_gradhess._attack_on_table import AttackOnTable
 from sklearn_gradhess._linear import LinearResponse, check_link
 from sklearn_gradhess._probe import check_finite, respond
-from sklearn_gradhess._search import worst_responses
+from sklearn_gradhess._search import Found, search
 
 __all__ = [
     "METRICS",
@@ -21,7 +21,7 @@ __all__ = [
     "by_search",
     "curve",
     "kind_of",
-    "searched",
+    "responses_of",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -71,6 +71,19 @@ class Options:
                 "a search spends on each row."
             )
 
+    def search(
+        self, responses: Callable[[Any], Array], attack: AttackOnTable, radius: float, loss: Any
+    ) -> Found:
+        """Search for the attack of greatest loss on each row, within the budget."""
+        return search(
+            responses,
+            attack,
+            radius,
+            loss,
+            max_queries=self.max_queries,
+            random_state=self.random_state,
+        )
+
 
 class AdversarialRisk(NamedTuple):
     """Values of a metric under attack, at several radii.
@@ -114,20 +127,11 @@ def by_search(radii: Array, value: Callable[[float], Any], options: Options) -> 
     return AdversarialRisk(found.reshape(radii.shape), kind, None)
 
 
-def searched(
-    estimator: Any, method: str, attack: AttackOnTable, radius: float, loss: Any, options: Options
-) -> Array:
-    """Responses of a method at the worst attacked rows that a search finds."""
+def responses_of(estimator: Any, method: str) -> Callable[[Any], Array]:
+    """Return what asks a method of a fitted estimator for its responses to rows."""
 
     def responses(rows: Any) -> Array:
         found = check_finite(estimator, respond(estimator, rows, method), method)
         return found.reshape(len(found), -1)
 
-    return worst_responses(
-        responses,
-        attack,
-        radius,
-        loss,
-        max_queries=options.max_queries,
-        random_state=options.random_state,
-    )
+    return responses

@@ -167,12 +167,16 @@ def factorize(
     scaled = np.where(constant, 0.0, factor / norms)
     noise = np.where(constant, 0.0, noise)
     inverse, info = lapack.dtrtri(scaled)
-    condition = np.linalg.norm(scaled, 1) * np.linalg.norm(inverse, 1)
-    if not info and condition * 10 * d * noise.max() < 1:
-        return Preconditioner(factor, damping, constant)
-    _, s, vt = np.linalg.svd(scaled)
-    kept = s > np.maximum(np.sqrt(vt**2 @ noise**2), d * np.finfo(np.float64).eps * s[0])
-    if kept.all():
+    if not info:
+        with np.errstate(over="ignore"):
+            condition = np.linalg.norm(scaled, 1) * np.linalg.norm(inverse, 1)
+        if condition * 10 * d * noise.max() < 1:
+            return Preconditioner(factor, damping, constant)
+    filled = scaled[scaled.any(axis=1)]  # few rows fill as many of the factor's
+    _, s, vt = np.linalg.svd(filled, full_matrices=False)
+    least = d * np.finfo(np.float64).eps * s.max(initial=0.0)
+    kept = s > np.maximum(np.sqrt(vt**2 @ noise**2), least)
+    if np.count_nonzero(kept) == d:
         return Preconditioner(factor, damping, constant)
     clipped = (s[kept, None] * vt[kept]) * norms
     return Preconditioner(_triangular(clipped), damping, constant)
@@ -254,7 +258,7 @@ def gram_roots(
     Parameters
     ----------
     gram : ndarray of shape (p, p)
-        Its upper triangle is read.
+        Symmetric.
     shift : ndarray of shape (d,)
         What was subtracted from the features; zero without an intercept.
     has_intercept : bool
@@ -281,30 +285,33 @@ def gram_roots(
         total = float(gram[0, 0])
         if not total > 0:
             return None
-        centered = gram[1:, 1:] - np.outer(gram[0, 1:], gram[0, 1:] / total)
-        mean = shift + gram[0, 1:] / total
-    variance = np.diag(centered).copy()
-    penalised = centered + np.diag(np.broadcast_to(alpha, len(variance)))
-    scale = np.sqrt(np.maximum(np.diag(penalised), 0.0))
-    cutoff = _cutoff(len(scale), precision)
-    spread = cutoff * np.sqrt(variance.clip(0) + total * mean**2)
+        first = gram[0, 1:] / total
+        centered = gram[1:, 1:] - np.outer(gram[0, 1:], first)
+        mean = shift + first
+    variance = centered.diagonal()
+    diagonal = variance + alpha
+    scale = np.sqrt(np.maximum(diagonal, 0.0))
+    spread = _cutoff(len(scale), precision) * np.sqrt(np.maximum(variance, 0) + total * mean**2)
     kept = scale > spread
-    # A sum of zero tells a feature that is zero from one whose squares vanish
-    known = spread > 0
-    if h:
-        known |= (gram[0, 1:] == 0) & (shift == 0) & (variance == 0)
-    if not kept.all() and np.all(kept | known) and np.isfinite(spread).all():
-        return _without(gram, shift, kept, mean, total, has_intercept, alpha, precision)
+    if not kept.all():
+        # A sum of zero tells a feature that is zero from one whose squares vanish
+        known = spread > 0
+        if h:
+            known |= (gram[0, 1:] == 0) & (shift == 0) & (variance == 0)
+        if np.all(kept | known) and np.isfinite(spread).all():
+            return _without(gram, shift, kept, mean, total, has_intercept, alpha, precision)
     if not (np.all(scale > 0) and np.isfinite(scale).all()):
         return None
+    correlation = centered / scale / scale[:, None]
+    penalised = np.any(alpha)
+    if penalised:
+        correlation.flat[:: len(scale) + 1] = diagonal / scale / scale
     noise = np.max(spread / scale, initial=0.0)
-    inverse = _inverse_cholesky(
-        penalised / scale / scale[:, None], max(_TRUSTED, (10 * noise) ** 2)
-    )
+    inverse = _inverse_cholesky(correlation, max(_TRUSTED, (10 * noise) ** 2))
     if inverse is None:
         return None
     T, root, condition = inverse
-    root = _root(centered, variance) if np.any(alpha) else root * scale
+    root = _root(centered, variance) if penalised else root * scale
     T = T / scale[:, None]
     if not h:
         return T, root, condition, 0
@@ -350,8 +357,7 @@ def _without(
 
 def _inverse_cholesky(correlation: Array, least: float) -> tuple[Array, Array, float] | None:
     """Inverse of the Cholesky factor, the factor, and the reciprocal condition number."""
-    upper = np.abs(np.triu(correlation))
-    norm = float(np.max(upper.sum(axis=0) + upper.sum(axis=1) - np.diag(upper)))
+    norm = float(np.abs(correlation).sum(axis=0).max(initial=0.0))
     factor, info = lapack.dpotrf(correlation, clean=1)
     if info:
         return None
@@ -360,15 +366,14 @@ def _inverse_cholesky(correlation: Array, least: float) -> tuple[Array, Array, f
 
 
 def _root(gram: Array, diagonal: Array) -> Array:
-    """Triangular root of a matrix, of which the upper triangle is read, that may be singular."""
+    """Triangular root of a symmetric matrix that may be singular."""
     scale = np.sqrt(diagonal.clip(0))
     scale = np.where(scale > 0, scale, 1.0)
     correlation = gram / scale / scale[:, None]
     found = _inverse_cholesky(correlation, _TRUSTED)
     if found is not None:
         return found[1] * scale
-    upper = np.triu(correlation)
-    values, vectors = np.linalg.eigh(upper + np.triu(correlation, 1).T)
+    values, vectors = np.linalg.eigh(correlation)
     values[values < len(values) * _EPS * values[-1]] = 0.0
     return _triangular(np.sqrt(values)[:, None] * vectors.T * scale)
 
@@ -451,7 +456,7 @@ def _triangular(root: Array) -> Array:
 
 
 def _norms(factor: Array) -> Array:
-    largest = np.max(np.abs(factor), axis=0, initial=0.0)
+    largest = np.max(np.abs(factor), axis=0)
     largest = np.where(largest > 0, largest, 1.0)
     norms = largest * np.sqrt(np.sum((factor / largest) ** 2, axis=0))
     return np.where(norms > 0, norms, 1.0)

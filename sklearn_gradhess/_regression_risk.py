@@ -15,7 +15,7 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from sklearn_gradhess._attack import AttackOnTable
+from sklearn_gradhess._attack_on_table import AttackOnTable
 from sklearn_gradhess._linear import LinearResponse, linear_predictions
 from sklearn_gradhess._link import IDENTITY
 from sklearn_gradhess._options import (
@@ -24,7 +24,7 @@ from sklearn_gradhess._options import (
     by_search,
     curve,
     kind_of,
-    searched,
+    responses_of,
 )
 from sklearn_gradhess._probe import check_finite, respond
 from sklearn_gradhess._validation import check_weights
@@ -173,8 +173,10 @@ def _searched_regression(
         values = metric.loss(y[rows], response) / unit
         return np.asarray(np.where(np.isnan(values), np.inf, values).sum(axis=1))
 
+    responses = responses_of(estimator, "predict")
+
     def at(radius: float) -> Any:
-        worst = searched(estimator, "predict", attack, radius, loss, options)
+        worst = options.search(responses, attack, radius, loss).response
         if metric.positive and not np.all(worst > 0):
             raise ValueError(_not_positive(estimator, options, worst, f"under radius {radius:g}"))
         return metric.mean(y, worst, sample_weight=weights)

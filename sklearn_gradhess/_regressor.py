@@ -10,7 +10,8 @@ from sklearn.metrics import d2_tweedie_score
 
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._distributed import DaskMixin
-from sklearn_gradhess._losses import Loss, make_loss
+from sklearn_gradhess._loss import Loss
+from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._sgd import PreconditionedSGD
 from sklearn_gradhess._validation import (
     Interval,
@@ -43,10 +44,10 @@ class PreconditionedSGDRegressor(DaskMixin, MultiOutputMixin, RegressorMixin, Pr
         exposure as y, and the exposure as `sample_weight`. "quantile" is the pinball loss,
         smoothed; "huber" is linear for large residuals. Both are multiplied by `scale_`, so that
         they are in squared units of y. Targets of shape (n_samples, n_targets) for "squared_error".
-    alpha : float, default=0.0
+    alpha : float or array-like of shape (n_features,), default=0.0
         Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted,
-        in the units that follow. Ridge's penalty over the number of rows. HuberRegressor's alpha is
-        ``n_samples * alpha / scale_``.
+        in the units that follow; of all features or of each. Ridge's penalty over the number of
+        rows. HuberRegressor's alpha is ``n_samples * alpha / scale_``.
     penalty_units : {"std", "raw"}, default="std"
         What the penalty sees: with "std" the coefficient per standard deviation of its feature,
         so that a fit does not depend on units and equals that on `StandardScaler`'s output; with
@@ -135,15 +136,19 @@ GradientCovarianceEstimator, default="auto"
     history_ : list of dict
         For each round: loss, decrement, floor (the statistical error that `tol` multiplies),
         passes, seconds. For "huber" and "quantile" the rounds after the scale was found.
+    alpha_ : float or ndarray of shape (n_features,)
+        Penalty that `fit` took.
     converged_ : bool
         Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
         last one, was foreseen to end below it, and was taken (`history_` then ends above);
         or nothing but rounding was left.
-    covariance_estimator_ : GradientCovarianceEstimator
+    covariance_estimator_ : GradientCovarianceEstimator or DiagonalHessian
         The preconditioner, as an estimator of the Hessian where it was last made; for other losses
         than the squared one, with the curvature that it assumes, which is no less than the second
         derivative. With "identity" a sketch made at the start. Not there for
         "quantile".
+        After "diagonal" and "sample_space" it has `location_`, `variance_` (the diagonal of the
+        Hessian), `newton_step` and `transform`, and no `covariance_`.
     preconditioner_ : {"exact", "sketch", "pooled", "diagonal", "sample_space", "identity", ...}
         What was used: the Hessian of all rows, a sketch of it, one shared out to the classes, its
         diagonal, the Gram matrix of the rows, none; or "estimator" and "single".
@@ -152,9 +157,11 @@ GradientCovarianceEstimator, default="auto"
     df_ : float
         Effective degrees of freedom, ``tr H (H + alpha)^-1``, the intercept's included.
     coef_standard_error_ : ndarray of the shape of `coef_`
-        Standard errors, with the dispersion of the residuals (one for log_loss); as exact as the
-        Hessian: by a sketch of k batches they are off by some ``1/sqrt(2 k)``. Zero along
-        directions that the rows do not determine; NaN for three classes or more, and wide data.
+        Standard errors, with the dispersion of the residuals on as many degrees of freedom as
+        `df_` leaves of the rows of positive weight. Weights are inverse variances, in any unit:
+        where they count repetitions, repeat the rows. As exact as the Hessian: by a sketch of k
+        batches they are off by some ``1/sqrt(2 k)``. Zero along directions that the rows do not
+        determine; NaN for wide data.
     intercept_standard_error_ : float or ndarray
         Standard error of `intercept_`.
     n_features_in_ : int
@@ -217,7 +224,7 @@ GradientCovarianceEstimator, default="auto"
         self,
         loss: str = "squared_error",
         *,
-        alpha: float = 0.0,
+        alpha: Any = 0.0,
         penalty_units: str = "std",
         fit_intercept: bool = True,
         epsilon: float = 1.35,
@@ -319,9 +326,10 @@ GradientCovarianceEstimator, default="auto"
         memory has room for, and with preconditioner="diagonal" it keeps a few numbers a coefficient
         and forgets how features go together once their rows are gone (MATH section 7.6); the first
         call decides. After `fit` it goes on from there, and drops what `fit` told of itself:
-        `history_`, `n_iter_`, `n_passes_`, `learning_rate_`, `converged_` and
-        `covariance_estimator_`. The penalty is that of all rows seen; `alpha` may change, the loss,
-        its parameters and `fit_intercept` may not.
+        `history_`, `n_iter_`, `n_passes_`, `learning_rate_`, `converged_`, `preconditioner_`,
+        `alpha_`, `covariance_estimator_`, and what came of that: `rank_`, `df_` and the standard
+        errors. The penalty is that of all rows seen; `alpha` may change, the loss, its parameters
+        and `fit_intercept` may not.
 
         Parameters
         ----------

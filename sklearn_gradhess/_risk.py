@@ -170,6 +170,12 @@ def _check_scale(scale: npt.ArrayLike, d: int) -> Array:
 
 def _check_covariance(covariance: Any, d: int) -> Array:
     found = getattr(covariance, "covariance_", covariance)
+    if getattr(covariance, "n_components", None) is not None and found is covariance:
+        raise ValueError(
+            f"norm='mahalanobis' needs a covariance of all directions, and this "
+            f"{type(covariance).__name__} has n_components={covariance.n_components}. Fit it with "
+            "n_components=None."
+        )
     if found is None or hasattr(found, "fit"):
         what = "none was given" if found is None else f"this {type(found).__name__} is not fitted"
         raise ValueError(

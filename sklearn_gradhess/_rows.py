@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from sklearn_gradhess._descent import Model, Point
-from sklearn_gradhess._losses import Loss
+from sklearn_gradhess._loss import Loss
 from sklearn_gradhess._squares import Squares
 
 __all__ = ["Problem", "Rows", "Seen", "Trial"]
@@ -18,6 +19,7 @@ Array = npt.NDArray[np.float64]
 _CHUNK_BYTES = 2**20
 _ENTRIES = 16  # stored entries a column of a piece of sparse rows
 _EPS = float(np.finfo(np.float64).eps)
+_CENTRE = 64  # rows whose mean is subtracted beforehand
 # Digits of an objective that summing the rows leaves
 _SLACK = 1e-13
 
@@ -100,12 +102,23 @@ class Problem:
         """Number of columns of W that are free: all, or one less where a shift changes nothing."""
         return self.Y.shape[1] - (self.loss.coupling > 1)
 
-    @property
+    @cached_property
     def ridge(self) -> Array:
         """Penalty of each coefficient, of shape (p, 1); zero for the intercept."""
         ridge = np.zeros((self.p, 1))
         ridge[int(self.has_intercept) :, 0] = self.alpha
         return ridge
+
+    @cached_property
+    def shift(self) -> Array:
+        """Near the mean of the features, so that their offsets cancel in no difference of squares.
+
+        Zero without an intercept.
+        """
+        if not self.has_intercept:
+            return np.zeros(self.X.shape[1])
+        rows = self.rows(np.arange(0, self.n, max(self.n // _CENTRE, 1)))
+        return np.asarray(rows.mean(axis=0), dtype=np.float64).ravel()
 
     def rows(self, index: Any) -> Any:
         """Take rows as float64, dense or CSR."""
@@ -130,7 +143,10 @@ class Problem:
     def predict(self, Z: Any, W: Array) -> Array:
         """Raw predictions of rows."""
         h = int(self.has_intercept)
-        raw = Z @ W[h:]
+        if W.shape[1] == 2 and not sparse.issparse(Z):  # matrices so narrow are slow to multiply
+            raw = np.column_stack([Z @ w for w in W[h:].T])
+        else:
+            raw = Z @ W[h:]
         if h:
             raw += W[0]
         return raw
@@ -177,6 +193,16 @@ class Problem:
         """Number of observations that the rows stand for."""
         return self.count or float(self.n)
 
+    @property
+    def independent(self) -> float:
+        """Independent residuals, by which a variance is known, in any unit of the weights.
+
+        Where the loss is a likelihood, whose variance is known, a weight counts repetitions.
+        """
+        if self.loss.likelihood or self.weight is None:
+            return self.observations
+        return float(np.count_nonzero(self.weight))
+
     def null_model(self) -> Array:
         """Zero coefficients, and the intercept that fits the mean target."""
         W = np.zeros((self.p, self.Y.shape[1]))
@@ -199,30 +225,33 @@ class Rows:
         Length of the last mini-batch steps; zero if there were none.
     degrees : float
         Effective number of coefficients: all of them, unless somebody knows better.
-    unit : float
-        Size of a loss that rounding is judged against.
-    constant : float
-        Part of the mean loss that no prediction changes.
     """
 
     problem: Problem
     passes: float = 0.0
     rate: float = 0.0
     degrees: float = field(init=False)
-    unit: float = field(init=False)
-    constant: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self.degrees = self.problem.p * float(self.problem.n_columns)
+
+    @cached_property
+    def unit(self) -> float:
+        """Size of a loss that rounding is judged against."""
         problem = self.problem
-        self.degrees = problem.p * float(problem.n_columns)
-        constant = np.broadcast_to(problem.loss.constant(problem.Y), problem.Y.shape)
-        self.constant = float(problem.weighted(constant).sum() / problem.n)
         if problem.loss.own_unit:
-            self.unit = 2 * problem.mean_loss(np.zeros_like(problem.Y))
-        else:  # one for equal classes, and in the unit of counts
-            mean = problem.weighted(problem.Y).mean(axis=0, keepdims=True)
-            curvature = problem.loss.curvature(mean, problem.loss.link(mean))
-            self.unit = 4 * float(curvature.mean())
+            return 2 * problem.mean_loss(np.zeros_like(problem.Y))
+        # One for equal classes, and in the unit of counts
+        mean = problem.weighted(problem.Y).mean(axis=0, keepdims=True)
+        curvature = problem.loss.curvature(mean, problem.loss.link(mean))
+        return 4 * float(curvature.mean())
+
+    @cached_property
+    def constant(self) -> float:
+        """Part of the mean loss that no prediction changes."""
+        problem = self.problem
+        constant = np.broadcast_to(problem.loss.constant(problem.Y), problem.Y.shape)
+        return float(problem.weighted(constant).sum() / problem.n)
 
     def at(self, W: Array, probes: list[Array] | None = None) -> Point:
         """Value, gradient and, with probes T G, leverages: a pass."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from sklearn_gradhess._diagonal import centred_squares
+from sklearn_gradhess._diagonal import Diagonal, centred_squares
 from sklearn_gradhess._rows import Problem
 
 __all__ = ["SampleSpace", "in_sample_space"]
@@ -36,6 +36,8 @@ class SampleSpace:
         Rows with a weight.
     mean : ndarray of shape (d,)
         Their mean; zero without an intercept.
+    variance : ndarray of shape (d,)
+        Their variance.
     inverse : ndarray of shape (d,)
         Of the penalty of each feature, or of its variance; zero for constant features.
     vectors : ndarray of shape (n_samples, r)
@@ -47,9 +49,17 @@ class SampleSpace:
     problem: Problem
     X: Any
     mean: Array
+    variance: Array
     inverse: Array
     vectors: Array
     roots: Array
+
+    @property
+    def diagonal(self) -> Diagonal:
+        """Diagonal of the Hessian of least squares."""
+        mean, variance = self.mean[:, None], self.variance[:, None]
+        h = self.problem.has_intercept
+        return Diagonal(mean, np.ones(1), variance, self.inverse[:, None], h)
 
     def lift(self, V: Array) -> Array:
         """Coefficients of the features."""
@@ -123,7 +133,7 @@ def in_sample_space(problem: Problem) -> SampleSpace:
     if not len(roots):  # no feature varies: one that tells nothing
         vectors, roots = np.zeros((problem.n, 1)), np.ones(1)
     small = replace(problem, X=vectors * roots, alpha=size)
-    return SampleSpace(small, problem.X, mean, inverse, vectors, roots)
+    return SampleSpace(small, problem.X, mean, variance, inverse, vectors, roots)
 
 
 def _gram(X: Any, mean: Array, inverse: Array) -> Array:

@@ -1,9 +1,9 @@
 """Scale of the residuals, estimated together with the coefficients.
 
 Losses that bend at a multiple of the scale, or are smoothed over a share of it, need it before
-they can be minimised, and it needs their minimum. `Loss.residual_scale` after a solution at a scale
-is a map from scales to scales, and the estimate is its fixed point. The solutions in between start
-from each other, and cost little; on a logarithmic axis the map is nearly straight and nearly
+they can be minimised, and it needs their minimum. `ScaledLoss.residual_scale` after a solution at a
+scale is a map from scales to scales, and the estimate is its fixed point. The solutions in between
+start from each other, and cost little; on a logarithmic axis the map is nearly straight and nearly
 constant, so that secants find its fixed point in a few steps.
 """
 
@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_gradhess._losses import Loss
+from sklearn_gradhess._loss import Loss, ScaledLoss
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._solver import Settings, goal_of, part_of, solve
 
-__all__ = ["Scaled", "estimate_scale", "scale_at"]
+__all__ = ["estimate_scale"]
 
 Array = npt.NDArray[np.float64]
 _MOST = 40  # solutions
@@ -30,15 +30,15 @@ _STEEPEST = 0.8  # slope of the map that a secant may assume
 class Scaled(NamedTuple):
     """A loss at its scale, coefficients near its minimum, and the passes that they took."""
 
-    loss: Loss
+    loss: ScaledLoss
     W: Array | None
     n_passes: float
 
 
 def estimate_scale(
     problem: Problem, settings: Settings, rng: np.random.Generator, start: Array | None = None
-) -> Scaled:
-    """Find the scale that residuals have at the minimum for that scale.
+) -> tuple[Loss, Array | None, float]:
+    """Find the scale that residuals have at the minimum for that scale: see `Scaled`.
 
     Parameters
     ----------
@@ -51,20 +51,28 @@ def estimate_scale(
     start : ndarray of shape (p, 1), default=None
         Where to start from.
     """
-    if problem.loss.scale is None:
-        return Scaled(problem.loss, start, 0.0)
-    settings = replace(settings, on_iteration=None)
-    size = scale_at(problem, None)
-    loss, W, passes = _first(problem, settings, rng, start, size)
+    if not isinstance(problem.loss, ScaledLoss):
+        return problem.loss, start, 0.0
+    return _estimated(problem, problem.loss, replace(settings, on_iteration=None), rng, start)
+
+
+def _estimated(
+    problem: Problem,
+    loss: ScaledLoss,
+    settings: Settings,
+    rng: np.random.Generator,
+    start: Array | None = None,
+) -> Scaled:
+    size = _scale_at(problem, loss, None)
+    loss, W, passes = _first(problem, loss, settings, rng, start, size)
     # The scale has a relative error of one over the root of the observations, or more
     goal = goal_of(problem, settings)
     close = max(np.sqrt(goal.tol * goal.depth / problem.observations), 1e-9)
     before = None
     for _ in range(_MOST):
-        assert loss.scale is not None
         solution = solve(replace(problem, loss=loss), settings, rng, W)
         W, passes = solution.W, passes + solution.n_passes + 0.5
-        image = max(scale_at(problem, W), _LEAST * size)
+        image = max(_scale_at(problem, loss, W), _LEAST * size)
         here = np.log([loss.scale, image])
         # A loss that is much narrower than the residuals are tells nothing of the way
         scale = np.exp(max(_fixed_point(before, here), here[0] - _NARROWER))
@@ -75,7 +83,7 @@ def estimate_scale(
     return _sharpened(Scaled(loss, W, passes), problem, settings, rng, size)
 
 
-def scale_at(problem: Problem, W: Array | None) -> float:
+def _scale_at(problem: Problem, loss: ScaledLoss, W: Array | None) -> float:
     """Scale of the residuals at W, or without W of the targets about their median; not zero."""
     residual = _residual(problem, W)
     weight = problem.weighted(np.ones(problem.n))
@@ -83,7 +91,7 @@ def scale_at(problem: Problem, W: Array | None) -> float:
         order = np.argsort(residual)
         mass = np.cumsum(weight[order])
         residual = residual - residual[order[np.searchsorted(mass, 0.5 * mass[-1])]]
-    scale = problem.loss.residual_scale(residual, weight, problem.observations, problem.p)
+    scale = loss.residual_scale(residual, weight, problem.observations, problem.p)
     if scale > 0 or W is not None:
         return scale
     # Most targets are the same: the mean distance of the others, or the size of all
@@ -102,24 +110,28 @@ def _residual(problem: Problem, W: Array | None) -> Array:
     return y - np.concatenate(raw)
 
 
-def _at(loss: Loss, problem: Problem, scale: float) -> Loss:
+def _at(loss: ScaledLoss, problem: Problem, scale: float) -> ScaledLoss:
     return loss.at_scale(scale, problem.observations, problem.p)
 
 
 def _first(
-    problem: Problem, settings: Settings, rng: np.random.Generator, start: Array | None, size: float
+    problem: Problem,
+    loss: ScaledLoss,
+    settings: Settings,
+    rng: np.random.Generator,
+    start: Array | None,
+    size: float,
 ) -> Scaled:
     """Scale to begin with: of the start, of a share of many rows, or of the targets."""
     share = settings.plan.share
     if start is not None:
-        scale = min(scale_at(problem, start), size)
-        return Scaled(_at(problem.loss, problem, max(scale, _LEAST * size)), start, 0.5)
+        scale = min(_scale_at(problem, loss, start), size)
+        return Scaled(_at(loss, problem, max(scale, _LEAST * size)), start, 0.5)
     part = None if share == 1 else part_of(problem, share, rng)
     if part is None:
-        return Scaled(_at(problem.loss, problem, size), None, 0.0)
+        return Scaled(_at(loss, problem, size), None, 0.0)
     chosen = plan(part.n, part.p, quadratic=False)
-    found = estimate_scale(part, replace(settings, plan=chosen._replace(share=1)), rng)
-    assert found.loss.scale is not None
+    found = _estimated(part, loss, replace(settings, plan=chosen._replace(share=1)), rng)
     return Scaled(_at(found.loss, problem, found.loss.scale), found.W, found.n_passes / share)
 
 

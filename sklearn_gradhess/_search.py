@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sklearn_gradhess._attack import AttackOnTable, Moves
+from sklearn_gradhess._attack_on_table import AttackOnTable, Moves
 from sklearn_gradhess._table import BATCH_VALUES, batch_rows
 
-__all__ = ["Found", "search", "worst_responses"]
+__all__ = ["Found", "search"]
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
@@ -46,21 +46,6 @@ class Found(NamedTuple):
     moves: Moves  # whose gain is the loss, less that at X
     response: Array  # of shape (n_rows, n_outputs)
     value: Array  # loss, of shape (n_rows,)
-
-
-def worst_responses(
-    respond: Callable[[Any], Array],
-    attack: AttackOnTable,
-    radius: float,
-    loss: Callable[[Array, Any], Array],
-    *,
-    max_queries: int,
-    random_state: Any,
-) -> Array:
-    """Responses at the worst attacked row that was found for each row of X."""
-    return search(
-        respond, attack, radius, loss, max_queries=max_queries, random_state=random_state
-    ).response
 
 
 def search(

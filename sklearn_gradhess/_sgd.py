@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -15,17 +16,20 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklearn_gradhess._accumulation import of_factor
+from sklearn_gradhess._auto_penalty import choose_penalty, concentration, wideness
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
+from sklearn_gradhess._diagonal_hessian import DiagonalHessian
 from sklearn_gradhess._fitted import OneFactor
 from sklearn_gradhess._inference import Inference, infer
-from sklearn_gradhess._losses import Loss
-from sklearn_gradhess._memory import allowed, refuse_many_rows, refuse_wide
+from sklearn_gradhess._loss import Loss, ScaledLoss
+from sklearn_gradhess._memory import allowed, matrices, refuse_many_rows, refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
-from sklearn_gradhess._penalty import Penalty, Spread
+from sklearn_gradhess._penalty import Penalty, Spread, per_feature
 from sklearn_gradhess._plan import plan
-from sklearn_gradhess._preconditioner import Factor
+from sklearn_gradhess._preconditioner import Factor, whitening
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._scale_estimate import estimate_scale
 from sklearn_gradhess._single import Approach, InterceptFirst, SingleGradients
@@ -55,7 +59,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     """What regressor and classifier share; they say how targets become a problem and back."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "alpha": [Interval(Real, 0, None, closed="left")],
+        "alpha": [Interval(Real, 0, None, closed="left"), "array-like"],
         "penalty_units": [StrOptions({"std", "raw"})],
         "fit_intercept": ["boolean"],
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
@@ -80,7 +84,15 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         "verbose": ["verbose"],
     }
 
+    alpha_: Any
     _factors: Sequence[Array]
+    _diagonal: DiagonalHessian
+
+    @classmethod
+    @cache
+    def _get_param_names(cls) -> list[str]:
+        # Asked for at every fit and clone, and read off the signature every time
+        return super()._get_param_names()
 
     def _refuse_unfit(self, X: Any, Y: Array) -> None:
         """Raise ValueError where features are too many for matrices of the Hessian's size."""
@@ -111,18 +123,24 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             X, Y, sample_weight, labels, held_out = self._hold_out(
                 X, Y, loss, sample_weight, labels, rng
             )
-        problem, self._fit_saw = self._problem(X, Y, loss, sample_weight)
+        problem, self._fit_saw, width = self._problem(X, Y, loss, sample_weight)
         with blas_threads(X.shape[1]):
             if self.noise == "single":
-                monitor = Monitor(self, X, labels, held_out)
+                monitor = Monitor(self, self._attributes, X, labels, held_out)
                 solution = self._solve_single(problem, sample_weight, rng, start, monitor)
             else:
                 settings = self._settings(problem, sample_weight)
                 loss, start, n_passes = estimate_scale(problem, settings, rng, start)
                 problem = replace(problem, loss=loss)
-                self._fit_saw = self._fit_saw._replace(loss=loss)
+                if width:
+                    chosen = choose_penalty(problem, settings, rng, width)
+                    problem = replace(problem, alpha=chosen.multiple * problem.alpha)
+                    self.alpha_ = chosen.multiple * self.alpha_
+                    settings, n_passes = chosen.settings, n_passes + chosen.n_passes
+                    start = chosen.start if start is None else start
+                self._fit_saw = self._fit_saw._replace(loss=loss, ridge=problem.ridge[:, 0])
                 held_out = held_out and replace(held_out, loss=loss)
-                monitor = Monitor(self, X, labels, held_out)
+                monitor = Monitor(self, self._attributes, X, labels, held_out)
                 settings = replace(settings, on_iteration=monitor, shows_coef=monitor.sees_coef)
                 solution = solve(problem, settings, rng, start)
                 solution = solution._replace(n_passes=solution.n_passes + n_passes)
@@ -143,29 +161,39 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
 
     def _problem(
         self, X: Any, Y: Array, loss: Any, sample_weight: Array | None
-    ) -> tuple[Problem, FitSaw]:
-        """Return the objective, and what a stream will ask of its rows."""
-        penalty = Penalty(self.alpha, self.penalty_units)
+    ) -> tuple[Problem, FitSaw, float]:
+        """Return the objective, what a stream will ask of its rows, and how wide they are.
+
+        Where that is more than nothing the penalty is the least that may be chosen.
+        """
+        penalty = Penalty(per_feature(self.alpha, X.shape[1]), self.penalty_units)
         weight, unit = np.ones(Y.shape[0]), 1.0
         if sample_weight is not None:
             unit = float(sample_weight.max())  # their sum might overflow
             weight = sample_weight / unit
         spread = Spread.empty(X.shape[1])
-        if penalty.alpha and penalty.units == "std":
+        if penalty.present and penalty.units == "std":
             for start in range(0, len(weight), step := max(256, 2**17 // max(X.shape[1], 1))):
                 piece = slice(start, start + step)
                 spread = spread.plus(X[piece], weight[piece])
         total = float(weight.sum())
+        self.alpha_, width = penalty.of_mean(total * unit), 0.0
+        if isinstance(self.alpha, str) and penalty.units == "std" and self.noise != "single":
+            count = observations(sample_weight) or len(weight)
+            width = wideness(int(np.count_nonzero(spread.variance)), count)
+        if width:
+            self.alpha_ = self.alpha_ * concentration(X, weight, spread) ** width
+            penalty = Penalty(self.alpha_, "std")
         problem = Problem(
             X,
             Y,
             mean_one(sample_weight),
             loss,
-            penalty.ridge(total, spread, unit) / total if penalty.alpha else 0.0,
+            penalty.ridge(total, spread, unit) / total if penalty.present else 0.0,
             bool(self.fit_intercept),
             observations(sample_weight),
         )
-        return problem, fit_saw(problem, weight, unit, spread)
+        return problem, fit_saw(problem, weight, unit, spread), width
 
     def _settings(self, problem: Problem, sample_weight: Any) -> Settings:
         """Parameters of the estimator as the solver takes them."""
@@ -200,7 +228,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             steps=stepwise,
             coupled=problem.loss.coupling > 1,
             square=not isinstance(self.preconditioner, str),
-            memory=allowed(),
+            memory=allowed(matrices(problem.p, columns)),
         )
         if chosen.preconditioner in ("exact", "sketch", "pooled"):
             self._refuse_unfit(problem.X, problem.Y)
@@ -264,6 +292,12 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 return None
             return given_factor(np.eye(problem.p) * _root_of_trace(problem), problem, ratio=0.0)
         estimator = given
+        if getattr(estimator, "n_components", None) is not None:
+            raise ValueError(
+                f"The preconditioner has n_components={estimator.n_components}, and a fit takes "
+                "one of all directions. Use preconditioner='diagonal' for wide data, or an "
+                "estimator with n_components=None."
+            )
         if not hasattr(estimator, "covariance_"):
             y = problem.Y[:, 0] if problem.Y.shape[1] == 1 else None
             estimator = clone(given).fit(problem.X, y, sample_weight)
@@ -295,7 +329,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 f"noise='single' sees one gradient a batch, but there are {problem.Y.shape[1]} "
                 "outputs or classes. Fit one model an output, or use noise='antithetic'."
             )
-        if problem.loss.scale is not None or problem.loss.calibration is None:
+        if isinstance(problem.loss, ScaledLoss) or problem.loss.calibration is None:
             raise ValueError(
                 f"noise='single' sees gradients, and loss={problem.loss.name!r} needs the scale of "
                 "the residuals, which they do not tell. Use another loss, or noise='antithetic'."
@@ -342,6 +376,9 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self.converged_ = solution.converged
         factor = solution.factor
         self._factors = list(factor.factors)
+        self.__dict__.pop("_diagonal", None)
+        if solution.diagonal is not None:
+            self._diagonal = DiagonalHessian.of(solution.diagonal, self.preconditioner_)
         if self.noise == "single":  # kept in the estimator, and nowhere else
             self._estimator.fitted_ = replace(self._estimator.fitted_)
             unit_first = problem.has_intercept and problem.loss.quadratic
@@ -351,16 +388,9 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self._sketched = (factor.n_batches, factor.batch_size, problem.n)
         self._degrees = solution.degrees
         self._ridge = problem.ridge[:, 0]
-        self._observations = float(problem.observations)
-        rank = problem.p - problem.has_intercept - factor.n_clipped
-        free = self._observations - rank - problem.has_intercept
-        # A diagonal tells no rank
-        self.rank_ = np.nan if self.preconditioner_ == "diagonal" else rank
-        self._dispersion = solution.dispersion * (
-            1 if problem.loss.likelihood else self._observations
-        )
-        if not problem.loss.likelihood:
-            self._dispersion = self._dispersion / free if free > 0 else np.nan
+        self._independent = float(problem.independent)
+        self._dispersion = solution.dispersion
+        self._n_clipped = factor.n_clipped
         self._keep_loss(problem.loss, problem.loss.fitted)
         for name in ("_online", "n_rounds_"):
             self.__dict__.pop(name, None)
@@ -372,17 +402,18 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self.__dict__.update(fitted)
 
     @property
-    def covariance_estimator_(self) -> GradientCovarianceEstimator:
+    def covariance_estimator_(self) -> GradientCovarianceEstimator | DiagonalHessian:
         """The preconditioner, as an estimator of the Hessian where it was last made."""
         if "_estimator" in vars(self):
             return self._estimator
-        if not hasattr(self, "history_"):
-            raise AttributeError("covariance_estimator_ is there after fit alone.")
+        self._refuse_stream("covariance_estimator_")
         if self._loss.calibration is None:
             raise AttributeError(
                 f"covariance_estimator_ is not there for loss={self.loss!r}, to which no noise is "
                 "calibrated."
             )
+        if "_diagonal" in vars(self):
+            return self._diagonal
         if not self._factors:
             d = self.n_features_in_
             raise AttributeError(
@@ -391,9 +422,9 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 "preconditioner='exact' or 'sketch', or take fewer features."
             )
         n_batches, batch_size, n_samples = self._sketched
-        root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
-        return GradientCovarianceEstimator._from_factor(
-            root,
+        return of_factor(
+            GradientCovarianceEstimator,
+            self._root,
             n_batches=n_batches,
             n_samples=n_samples,
             batch_size=batch_size,
@@ -401,12 +432,40 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             **self._loss.calibration,
         )
 
-    def _inference(self, name: str) -> Inference:
+    def _refuse_stream(self, name: str) -> None:
         if not hasattr(self, "history_"):
             raise AttributeError(f"{name} is there after fit alone.")
+
+    @property
+    def _root(self) -> Array:
+        """Factor of the Hessian without penalty."""
+        return self._factors[0] if len(self._factors) == 1 else self._mean_factor()
+
+    def _inference(self, name: str) -> Inference:
+        self._refuse_stream(name)
         h = bool(self.fit_intercept)
-        root = self._factors[0] if len(self._factors) == 1 else self._mean_factor()
-        return infer(root, self._ridge, self._observations, has_intercept=h)
+        return infer(self._root, self._ridge, self._independent, has_intercept=h)
+
+    def _standard_errors(self, name: str) -> Array:
+        """Compute errors of shape (p, t), with the dispersion on the degrees of freedom left."""
+        found, dispersion = self._inference(name), np.atleast_1d(self._dispersion)
+        if not self._loss.likelihood:
+            free = self._independent - found.df
+            dispersion = dispersion * (self._independent / free if free > 0 else np.nan)
+        return found.standard_error[:, None] * np.sqrt(dispersion)
+
+    @property
+    def rank_(self) -> float:
+        """Number of directions of the features that the rows determine."""
+        self._refuse_stream("rank_")
+        if self.preconditioner_ == "diagonal":
+            return np.nan
+        clipped = self._n_clipped
+        if len(self._factors) and np.any(self._ridge):  # which leaves no direction out
+            precision = float(np.finfo(self.coef_.dtype).eps)
+            h = bool(self.fit_intercept)
+            clipped = whitening(self._root, has_intercept=h, precision=precision)[1]
+        return self.n_features_in_ - clipped
 
     @property
     def df_(self) -> float:
@@ -420,18 +479,16 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         """Standard errors of `coef_`, of its shape."""
         if hasattr(self, "_factors") and not len(self._factors):
             return np.full_like(self.coef_, np.nan)
-        found = self._inference("coef_standard_error_").standard_error
-        errors = found[int(self.fit_intercept) :]
-        return self._like_coef(errors[:, None] * np.sqrt(np.atleast_1d(self._dispersion)))
+        errors = self._standard_errors("coef_standard_error_")
+        return self._like_coef(errors[int(self.fit_intercept) :])
 
     @property
     def intercept_standard_error_(self) -> Any:
         """Standard errors of `intercept_`, of its shape."""
         if hasattr(self, "_factors") and not len(self._factors):
             return self._like_intercept(np.full(np.size(self.intercept_), np.nan))
-        found = self._inference("intercept_standard_error_").standard_error
-        first = found[0] if self.fit_intercept else 0.0
-        return self._like_intercept(first * np.sqrt(np.atleast_1d(self._dispersion)))
+        errors = self._standard_errors("intercept_standard_error_")
+        return self._like_intercept(errors[0] if self.fit_intercept else 0.0 * errors[0])
 
     def _like_coef(self, errors: Array) -> Array:
         """Errors of shape (d, t) in the shape of `coef_`; not known where classes are coupled."""

@@ -16,7 +16,7 @@ from scipy import sparse
 from scipy.linalg import blas
 
 from sklearn_gradhess._gradients import RowCoefficients, batch_index, batch_sums
-from sklearn_gradhess._moments import triangular_factor
+from sklearn_gradhess._moments import triangular_factor, updated_triangle
 from sklearn_gradhess._preconditioner import Factor, gram_roots, whitening
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._validation import largest_entry
@@ -35,7 +35,7 @@ Array = npt.NDArray[np.float64]
 PROBES = 16  # random directions that estimate leverages, to about a third of their size
 _BUFFER_BYTES = 2**20
 _ROUNDING = 64 * float(np.finfo(np.float64).eps)
-_CENTRE = 64  # rows whose mean is subtracted beforehand
+_TALL = 5  # rows a column, from which on a Gram matrix is worth a try
 
 
 class Sketched(NamedTuple):
@@ -91,7 +91,7 @@ def hessian_factor(
     target : ndarray of shape (n_samples, t), default=None
         Targets of the least-squares problem.
     """
-    shift = _shift(problem)
+    shift = problem.shift
     columns = _columns(problem, curvature, target)
     solved = [gram.solved(problem, shift) for gram in _accumulated(problem, columns, shift, _Gram)]
     n_passes = 1
@@ -136,7 +136,7 @@ def sketch_factor(
     n_threads : int, default=1
         Threads.
     """
-    shift, p = _shift(problem), problem.p
+    shift, p = problem.shift, problem.p
     columns = _columns(problem, curvature, target)
     batch_size = max(1, problem.n // n_batches)
 
@@ -197,7 +197,7 @@ def triangles(
     factors : ndarray of shape (t, p + width, p + width)
         R of rows (1, x - shift, q), for each column of W, or one for all.
     """
-    shift = _shift(problem)
+    shift = problem.shift
     columns = _columns(problem, curvature, target)
     if batch_size == 1:
         made = _accumulated(problem, columns, shift, _Triangle)
@@ -276,14 +276,6 @@ def _widths(columns: list[tuple[Array | None, Array | None]]) -> list[int]:
     return [0 if target is None else target.shape[1] for _, target in columns]
 
 
-def _shift(problem: Problem) -> Array:
-    """Near the mean of the features, so that their offsets cancel in no difference of squares."""
-    if not problem.has_intercept:
-        return np.zeros(problem.X.shape[1])
-    rows = problem.rows(np.arange(0, problem.n, max(problem.n // _CENTRE, 1)))
-    return np.asarray(rows.mean(axis=0), dtype=np.float64).ravel()
-
-
 def _pieces(problem: Problem, shift: Array, width: int) -> Iterator[tuple[slice, Array]]:
     """Rows (1, x - shift) with room for a target, in a buffer that is used again."""
     h, p = int(problem.has_intercept), problem.p
@@ -332,7 +324,9 @@ class _Gram:
     def solved(self, problem: Problem, shift: Array) -> _Solved | None:
         """Solve by Cholesky's factor; None where rounding errors would decide."""
         p, h = problem.p, int(problem.has_intercept)
-        gram = self.upper / problem.n
+        upper = self.upper / problem.n  # with zeros below the diagonal
+        gram = upper + upper.T
+        gram.flat[:: len(gram) + 1] = upper.diagonal()
         found = gram_roots(
             gram[:p, :p],
             shift,
@@ -373,7 +367,10 @@ class _Triangle:
 
     def add(self, rows: Array) -> None:
         """Take more rows in."""
-        self.factor = triangular_factor(np.vstack([self.factor, rows]))
+        if len(rows) >= _TALL * len(self.factor):  # at the speed of matrix products
+            self.factor = triangular_factor(np.vstack([self.factor, rows]))
+        else:
+            self.factor = updated_triangle(self.factor, rows)
 
     def solved(self, problem: Problem, shift: Array) -> _Solved:
         """Solve, without singular directions."""
@@ -397,8 +394,11 @@ class _Triangle:
         if not q.shape[1]:
             return _Solved(inverse, factor, clipped, None)
         step = np.empty(q.shape)
-        inner = inverse[h:, h:]
-        step[h:] = inner @ (inner.T @ (triangle[h:p, h:p].T @ q[h:]))
+        R, inner = triangle[h:p, h:p], inverse[h:, h:]
+        step[h:] = inner @ (inner.T @ (R.T @ q[h:]))
+        # T T' inverts R'R + alpha up to rounding times its condition: once more, of what that left
+        left = R.T @ (q[h:] - R @ step[h:]) - problem.ridge[h:] * step[h:]
+        step[h:] += inner @ (inner.T @ left)
         if h:
             total = triangle[0, 0]
             mean, first = (triangle[0, 1:p] / total, q[0] / total) if total else (0 * shift, 0.0)
@@ -408,7 +408,7 @@ class _Triangle:
     def merge(self, other: "_Triangle", problem: Problem) -> "_Triangle":
         """Mean of the two second moments."""
         out = _Triangle(problem, len(self.factor) - problem.p)
-        out.factor = triangular_factor(np.vstack([self.factor, other.factor])) / np.sqrt(2)
+        out.factor = updated_triangle(self.factor, other.factor) / np.sqrt(2)
         return out
 
 

@@ -24,7 +24,7 @@ from sklearn_gradhess._plan import plan as choose
 from sklearn_gradhess._pooled import pooled_hessian
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem, Rows
-from sklearn_gradhess._sample_space import in_sample_space
+from sklearn_gradhess._sample_space import SampleSpace, in_sample_space
 from sklearn_gradhess._sketch import PROBES, Sketched, hessian_factor, sketch_factor
 from sklearn_gradhess._steps import Made, Steps, StepSettings
 from sklearn_gradhess._validation import largest_entry
@@ -32,6 +32,7 @@ from sklearn_gradhess._validation import largest_entry
 __all__ = [
     "Settings",
     "Solution",
+    "approach",
     "descend_by_diagonal",
     "goal_of",
     "part_of",
@@ -57,6 +58,8 @@ _LAWLESS = ("diagonal", "pooled")
 _COUNTED = 0.1
 # Passes for the variances of the features, the Gram matrix of the rows, and the coefficients
 _TO_SAMPLES = 3.5
+# And for the diagonal of a Hessian at these
+_DIAGONAL = 1.5
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Settings:
     safeguard: bool = True
     on_iteration: Callable[[Array, dict[str, Any]], bool] | None = None
     shows_coef: bool = True  # whether it looks at coefficients, which may be some work to make
+    space: SampleSpace | None = None  # the problem in the space of the samples, if it is at hand
 
 
 class Solution(NamedTuple):
@@ -87,6 +91,7 @@ class Solution(NamedTuple):
     history: list[dict[str, Any]]
     dispersion: Any  # mean squared slope over mean curvature, of each column or of all
     degrees: float = np.nan  # effective number of coefficients
+    diagonal: Diagonal | None = None  # of the Hessian, where that is all there is of it
 
     @property
     def converged(self) -> bool:
@@ -259,22 +264,29 @@ def _solve_in_sample_space(
 ) -> Solution:
     """Solve the problem with as many features as rows, by its Hessian."""
     with np.errstate(over="ignore", invalid="ignore"):
-        space = in_sample_space(problem)
+        space = settings.space or in_sample_space(problem)
     small, told = space.problem, settings.on_iteration
 
     def tell(V: Array, record: dict[str, Any]) -> bool:
         return bool(told and told(space.lift(V) if settings.shows_coef else V, record))
 
-    inner = replace(settings, plan=Plan("exact", "newton", small.n, 1), on_iteration=tell)
+    plan = Plan("exact", "newton", small.n, 1)
+    inner = replace(settings, plan=plan, on_iteration=tell, space=None)
     found = solve(small, inner, rng, None if start is None else space.lower(start))
     factor = found.factor
     assert isinstance(factor, Factor)
     clipped = factor.n_clipped + problem.p - small.p
     degrees = factor.degrees_of_freedom(small.n_columns)
+    W, passes, diagonal = space.refined(found.W), _TO_SAMPLES, space.diagonal
+    if not problem.loss.quadratic:
+        raw = problem.predict(problem.X, W)
+        diagonal = diagonal_hessian(problem, problem.loss.curvature(problem.Y, raw))
+        passes += _DIAGONAL
     return found._replace(
-        W=space.refined(found.W),
+        W=W,
+        diagonal=diagonal,
         factor=replace(factor, roots=(), factors=(), n_clipped=clipped),
-        n_passes=found.n_passes + _TO_SAMPLES,
+        n_passes=found.n_passes + passes,
         degrees=degrees,
     )
 
@@ -315,10 +327,20 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
     if fit.stale(method, look):
         fit.make(None if problem.loss.quadratic else data.weights(look.point, Model.CURVATURE))
     assert fit.factor is not None
-    target, dispersion = goal.enough(look.point), data.dispersion(look.point)
+    target, dispersion = goal.promised(look.point), data.dispersion(look.point)
     degrees = data.degrees if lawless else np.nan
+    diagonal = fit.factor if isinstance(fit.factor, Diagonal) else None
     return Solution(
-        W, fit.factor, ending, target, data.rate, data.passes, history, dispersion, degrees
+        W,
+        fit.factor,
+        ending,
+        target,
+        data.rate,
+        data.passes,
+        history,
+        dispersion,
+        degrees,
+        diagonal,
     )
 
 
@@ -478,10 +500,19 @@ def _of_a_share(fit: _Fit) -> Array | None:
         max_iter=20,
         on_iteration=None,
     )
-    inner = _Fit(part, settings, fit.rng)
-    found = _descend(inner, None)
-    fit.data.passes += inner.data.passes / share
-    return None if found.ending is Ending.SEPARABLE else found.W
+    W, passes = approach(part, settings, fit.rng)
+    fit.data.passes += passes / share
+    return W
+
+
+def approach(
+    problem: Problem, settings: Settings, rng: np.random.Generator, start: Array | None = None
+) -> tuple[Array | None, float]:
+    """Descend and leave nothing behind: coefficients, None where separable, and passes."""
+    fit = _Fit(problem, settings, rng)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = _descend(fit, start)
+    return None if found.ending is Ending.SEPARABLE else found.W, fit.data.passes
 
 
 def part_of(problem: Problem, share: int, rng: np.random.Generator) -> Problem | None:

@@ -120,7 +120,7 @@ class Steps:
             method = replace(method, made=made, leverage=None)
         rough = method._rough(point)
         foreseen = method._foreseen(rough)
-        near = rough <= self.goal.enough(point) or foreseen <= self.goal.target(point)
+        near = rough <= self.goal.promised(point) or foreseen <= self.goal.target(point)
         if near and not self.data.problem.loss.quadratic:
             method, measured = method._measured(point)
             if measured > max(_AGREE * rough, self.goal.enough(point)) and self.otherwise:

@@ -22,7 +22,7 @@ from sklearn_gradhess._online import (
     Seen,
     start_stream,
 )
-from sklearn_gradhess._penalty import Penalty, Spread
+from sklearn_gradhess._penalty import Penalty, Spread, per_feature
 from sklearn_gradhess._plan import streams_by_diagonal
 from sklearn_gradhess._preconditioner import factorize
 from sklearn_gradhess._rows import Problem
@@ -43,7 +43,8 @@ _REPORTS = (
     "converged_",
     "n_rounds_",
     "preconditioner_",
-    "rank_",
+    "_n_clipped",
+    "alpha_",
     "_estimator",
     "_sketched",
     "_ridge",
@@ -51,7 +52,7 @@ _REPORTS = (
     "_degrees",
 )
 # and what the stream has taken over
-_FIT = ("_factors", "_fit_saw")
+_FIT = ("_factors", "_fit_saw", "_diagonal")
 
 
 class FitSaw(NamedTuple):
@@ -137,7 +138,8 @@ class StreamMixin:
             model = self._stream(X, Y, loss, weight)
             kept = _kept(X, Y, weight, model.seen.unit)
             if len(kept):
-                model = model.update(kept, Penalty(self.alpha, self.penalty_units))
+                alpha = per_feature(self.alpha, X.shape[1])
+                model = model.update(kept, Penalty(alpha, self.penalty_units))
             attributes = self._found(model, X.dtype)
         for name in (*_REPORTS, *_FIT, "coef_", "intercept_"):
             vars(self).pop(name, None)

@@ -12,6 +12,7 @@ from sklearn.base import _fit_context
 from sklearn.utils import check_array, check_scalar
 from sklearn.utils._openmp_helpers import _openmp_effective_n_threads as effective_n_threads
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.parallel import _get_threadpool_controller
 from sklearn.utils.validation import _check_sample_weight, assert_all_finite, validate_data
 
@@ -49,12 +50,14 @@ __all__ = [
     "effective_n_threads",
     "is_dask",
     "largest_entry",
+    "output_kind",
     "refuse_cast",
     "refuse_foreign",
     "refuse_overflow",
     "unchanged_on_error",
     "with_callbacks",
 ]
+
 
 # Collections whose conversion to NumPy would load or move everything without being asked to.
 _FOREIGN = {
@@ -80,6 +83,11 @@ def blas_threads(n_features: int) -> Any:
 def is_dask(array: Any) -> bool:
     """Whether an array or data frame is a dask collection; dask itself is not imported."""
     return type(array).__module__.partition(".")[0] in ("dask", "dask_expr")
+
+
+def output_kind(estimator: Any) -> str:
+    """Return what `set_output`, or the configuration, asks `transform` for: "default", ..."""
+    return str(_get_output_config("transform", estimator)["dense"])
 
 
 def refuse_foreign(**arrays: Any) -> None:

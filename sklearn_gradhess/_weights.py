@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils import compute_sample_weight
 
-__all__ = ["class_weighted", "mean_one", "observations", "refuse_one_class"]
+__all__ = ["balanced", "class_weighted", "mean_one", "observations", "refuse_one_class"]
 
 Array = npt.NDArray[np.float64]
 
@@ -28,6 +27,12 @@ def observations(sample_weight: Array | None) -> float:
     return max(float(sample_weight.sum()), float(weight.sum() ** 2 / np.sum(weight**2)))
 
 
+def balanced(totals: Any) -> Array:
+    """Weights of classes inverse to what their rows weigh, of those that weigh anything."""
+    share = len(totals[totals > 0]) * np.asarray(totals, dtype=np.float64)
+    return np.divide(np.sum(totals), share, out=np.ones(len(totals)), where=share > 0)
+
+
 def class_weighted(
     class_weight: Any, classes: Any, y: Any, sample_weight: Array | None
 ) -> Array | None:
@@ -45,7 +50,8 @@ def class_weighted(
         each = [float(class_weight.get(label, 1.0)) for label in labels]
         weights = np.array(each)[np.searchsorted(classes, y)]
     else:
-        weights = compute_sample_weight(class_weight, y)
+        codes = np.searchsorted(classes, y)
+        weights = balanced(np.bincount(codes, mean_one(sample_weight), len(classes)))[codes]
     if sample_weight is not None:
         with np.errstate(over="ignore", invalid="ignore"):  # found below
             weights = weights * sample_weight

@@ -1,59 +1,38 @@
 """The Hessian, estimated from the covariance of batch gradients."""
 
-import copy
-import warnings
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.covariance import EmpiricalCovariance
-from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_gradhess._accumulation import Accumulation
 from sklearn_gradhess._attributes import FittedAttributes
+from sklearn_gradhess._dask import LazyTransform
 from sklearn_gradhess._dask_covariance import see_blocks
-from sklearn_gradhess._fitted import Fitted
-from sklearn_gradhess._gradients import (
-    batch_index,
-    batch_sums,
-    choose_batch_size,
-    derivatives,
-    inherent_noise,
-    round_key,
-    row_coefficients,
-)
-from sklearn_gradhess._law import law_in_words
-from sklearn_gradhess._losses import make_loss
-from sklearn_gradhess._memory import refuse_wide
-from sklearn_gradhess._schemes import N_GROUPS, GradientMemory
 from sklearn_gradhess._validation import (
     Interval,
     StrOptions,
     _fit_context,
-    blas_threads,
-    check_coef,
-    check_features,
     check_gradients,
-    check_target,
-    check_weights,
-    effective_n_threads,
     is_dask,
-    refuse_overflow,
     unchanged_on_error,
 )
-from sklearn_gradhess.diagnostics import failures
-from sklearn_gradhess.exceptions import CalibrationWarning
-from sklearn_gradhess.noise import as_generator
 
 __all__ = ["GradientCovarianceEstimator", "gradient_covariance"]
 
-_FEWER_FEATURES = (
-    "Take fewer features, by sklearn.random_projection or sklearn.feature_selection, or merge them "
-    "by sklearn.decomposition.TruncatedSVD."
-)
 # Settings that two estimators must share for their gradients to have the same law
-_IDENTITY = ("noise", "noise_scale", "inherent_variance", "loss", "epsilon", "power")
+_IDENTITY = (
+    "noise",
+    "noise_scale",
+    "inherent_variance",
+    "loss",
+    "epsilon",
+    "power",
+    "n_components",
+)
 
 
 def gradient_covariance(
@@ -127,15 +106,9 @@ def gradient_covariance(
     return estimator.covariance_, estimator.mean_gradient_
 
 
-def _refuse_incomplete(batch_size: int, n_samples: int) -> None:
-    if batch_size > n_samples:
-        raise ValueError(
-            f"batch_size={batch_size} exceeds n_samples={n_samples}: not one batch is complete. "
-            "Use a smaller batch_size, or partial_fit, which waits for more rows."
-        )
-
-
-class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
+class GradientCovarianceEstimator(
+    Accumulation, LazyTransform, FittedAttributes, EmpiricalCovariance
+):
     r"""Hessian of a regression, recovered from the covariance of its batch gradients.
 
     Target noise whose variance equals the batch size n (times the curvature of the loss) makes the
@@ -155,7 +128,8 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         multiplications on top of the one pass over X, so large batches are fast. "auto", settled by
         the first chunk: with antithetic noise 1 for small data, where Rademacher noise gives the
         exact (weighted) covariance, else n_features/16, which costs about as much again, but at
-        least four gradients a feature if the rows allow. Other schemes have a bias of order
+        least four gradients a feature, or 64 a direction of the sketch that `n_components` makes,
+        if the rows allow. Other schemes have a bias of order
         1/batch_size: ``sqrt(n_samples/n_features)``, as many gradients a feature as rows a batch.
     noise : {"antithetic", "single", "none"}, default="antithetic"
         "antithetic": each batch is seen with targets y + xi and y - xi; half the difference of the
@@ -178,7 +152,8 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
     correction : {"auto", "gaussian", "none"}, default="auto"
         Single noise, or none but a known inherent one: remove the nuisance by a formula that is
         exact for Gaussian features, and wrong for heavy tails or plus-minus-one features. "auto":
-        for the squared loss.
+        for the squared loss. With `n_components` there is no such formula; "auto" then takes the
+        noise of all other directions off `eigenvalues_`, and "none" leaves what the gradients show.
     loss : {"squared_error", "log_loss", "poisson", "gamma", ...}, default="squared_error"
         Loss whose Hessian at `coef` is wanted, "tweedie" and "huber" too; with log link for
         "poisson", "gamma" and "tweedie", and targets in [0, 1] for "log_loss". Noise is calibrated
@@ -199,9 +174,19 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         Shrink `covariance_` towards the identity times its mean variance, which means something
         for features in like units only. The names are scikit-learn's rules applied to the
         gradients, which are then kept in memory.
+    n_components : int or None, default=None
+        For features whose square is beyond memory: keep so many leading directions of the
+        gradients, and one variance for all others, in ``O(n_components * n_features)`` memory
+        whatever the number of gradients; sparse X stays sparse. `components_`, `eigenvalues_`,
+        `residual_variance_`, `location_`, `newton_step`, `transform`, `score` and `mahalanobis` go
+        by these; `covariance_` and what else is a matrix of all features is an AttributeError. As
+        a multiple of the identity means something in like units only, scale features of different
+        ones first. Noise other than "antithetic" takes gradients of one `coef` alone, and is not
+        corrected.
     whitening : {"zca", "pca", "cholesky"}, default="zca"
         What `transform` does: the symmetric root, scaled principal components, or the inverse of
-        the triangular factor.
+        the triangular factor. With `n_components` "pca" makes as many columns, "zca" all, and
+        there is no "cholesky".
     assume_centered : bool, default=False
         Skip the intercept: `covariance_` is the second moment about zero.
     store_precision : bool, default=True
@@ -231,8 +216,8 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         m^2 = u' Hessian u, u the error of `coef` and `intercept`: twice the loss to be gained.
         From pairs unbiased, so near the optimum it may be negative. NaN where the gradients are too
         few, saturated or uncalibrated; `calibration_report` says which.
-    correction_ : {"gaussian", "none"}
-        Correction that was applied.
+    correction_ : {"gaussian", "spiked", "none"}
+        Correction that was applied; "spiked" is that of `eigenvalues_`.
     batch_size_ : int
         Rows in a batch.
     n_batches_ : int
@@ -241,6 +226,16 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         Rows seen.
     noise_variance_ : float
         Injected noise variance, per unit of curvature, of a complete batch of equal weights.
+    components_ : ndarray of shape (n_components_, n_features)
+        With `n_components`: leading eigenvectors of the gradients' covariance, a row each.
+    eigenvalues_ : ndarray of shape (n_components_,)
+        With `n_components`: variance of new rows along them. Less than the gradients show, which
+        have noise of all other directions in them; `residual_variance_` where noise alone
+        explains what they show (MATH section 15).
+    residual_variance_ : float
+        With `n_components`: mean variance along all other directions.
+    n_components_ : int
+        With `n_components`: number of directions kept; fewer where gradients were.
     shrinkage_ : float
         Shrinkage that was applied.
     effective_rank_ : float
@@ -265,7 +260,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
     its rows; in `partial_fit` it goes on waiting for the rows to come. A row of weight w counts as
     w rows, of independent target noise but of one residual: noise variance is divided by w,
     gradients are weighted means, and inherent noise goes with w^2. The unit of the weights does not
-    matter.
+    matter. What a correction takes for the number of draws is that of distinct rows.
 
     Everything is estimated from gradients, location included, so `fit` and `partial_fit_gradients`
     agree when they see the same gradients. Directions that are singular are projected out of
@@ -305,12 +300,12 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
             StrOptions({"ledoit_wolf", "oas"}),
             None,
         ],
+        "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "whitening": [StrOptions({"zca", "pca", "cholesky"})],
         "assume_centered": ["boolean"],
         "store_precision": ["boolean"],
         "random_state": ["random_state", np.random.Generator],
     }
-    _rng: np.random.Generator
 
     def __init__(
         self,
@@ -327,6 +322,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         n_redraws: int = 1,
         shuffle: bool = True,
         shrinkage: float | str | None = None,
+        n_components: int | None = None,
         whitening: str = "zca",
         assume_centered: bool = False,
         store_precision: bool = True,
@@ -345,6 +341,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         self.n_redraws = n_redraws
         self.shuffle = shuffle
         self.shrinkage = shrinkage
+        self.n_components = n_components
         self.whitening = whitening
         self.random_state = random_state
 
@@ -496,8 +493,11 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
         -----
         CalibrationWarning
             If all gradients so far are too few for their width, or show in the intercept's column
-            another noise than the calibrated one, as a wrong `gradient_scale` makes it.
+            another noise than the calibrated one, as a wrong `gradient_scale` makes it; once,
+            not again by the calls that follow. `diagnostics.calibration_report` says what is so
+            in the end.
         """
+        known = self._named_failures()
         with unchanged_on_error(self):
             self._see_gradients(
                 *check_gradients(
@@ -512,7 +512,7 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
                 batch_size=batch_size,
                 has_intercept=has_intercept,
             )
-            self._warn_of_failures()
+            self._warn_of_failures(known)
         return self
 
     def merge(self, other: "GradientCovarianceEstimator") -> Self:
@@ -568,140 +568,3 @@ class GradientCovarianceEstimator(FittedAttributes, EmpiricalCovariance):
             memory = mine.settled().merge(theirs.settled())
             self._conclude(memory)
         return self
-
-    def _see_data(
-        self, X: Any, y: Any, sample_weight: Any, coef: Any, intercept: Any, *, whole: bool
-    ) -> None:
-        memory = self._memory
-        X = check_features(self, X, reset=memory is None, ensure_min_samples=2 if whole else 1)
-        n, d = X.shape
-        refuse_wide(d, instead=_FEWER_FEATURES)
-        coef, intercept = check_coef(coef, intercept, d)
-        sample_weight = check_weights(sample_weight, X)
-        antithetic = self.noise == "antithetic"
-        y = check_target(y, n, optional=antithetic and self.loss == "squared_error")
-        if memory is None:
-            self.batch_size_ = choose_batch_size(self.batch_size, n, d, noise=self.noise)
-        if whole:
-            _refuse_incomplete(self.batch_size_, n)
-        if memory is None:
-            memory = self._start(d, has_intercept=not self.assume_centered)
-        memory.check_law(self._law(), self.inherent_variance)
-        key = round_key(coef, intercept, y, d)
-        memory, sample_weight = memory.begin(key, sample_weight, n, self.n_redraws)
-        rng = copy.deepcopy(self._rng)
-        # What is not finite shows in the sums
-        with np.errstate(all="ignore"), blas_threads(d):
-            loss = make_loss(self.loss, epsilon=self.epsilon, power=self.power)
-            gradient, curvature = derivatives(X, y, loss, coef, intercept)
-            seen = inherent_noise(
-                self.inherent_variance, gradient, curvature, sample_weight, noise=self.noise
-            )
-            coefficients = row_coefficients(
-                gradient,
-                curvature,
-                sample_weight,
-                n_samples=n,
-                noise=self.noise,
-                n_redraws=self.n_redraws,
-                distribution=self.noise_distribution,
-                n_groups=N_GROUPS,
-                rng=rng,
-            )
-            deal = rng if self.shuffle else None
-            batch = batch_index(n, self.batch_size_, memory.offset, deal, in_blocks=antithetic)
-            runs = batch_sums(
-                X,
-                coefficients,
-                batch,
-                batch_size=self.batch_size_,
-                contiguous=not self.shuffle or self.batch_size_ == 1,
-                has_intercept=memory.has_intercept,
-                n_threads=effective_n_threads(),
-            )
-            memory = memory.add_sums(
-                runs,
-                batch,
-                sample_weight,
-                batch_size=self.batch_size_,
-                residual=gradient,
-                curvature=curvature,
-            )
-        for sums in memory.sums():
-            refuse_overflow(sums, X, estimator_name=type(self).__name__)
-        memory.refuse_inherent(self.batch_size_, seen)
-        self._rng = rng
-        self._conclude(memory.of_dtype(X.dtype))
-
-    def _warn_of_failures(self) -> None:
-        for failure in failures(self.fitted_):
-            if failure.visible_in_fit:
-                warnings.warn(str(failure), CalibrationWarning, stacklevel=4)
-
-    def _see_gradients(
-        self,
-        gradients: npt.NDArray[np.float64],
-        antithetic: npt.NDArray[np.float64] | None,
-        dtype: np.dtype[Any],
-        *,
-        batch_size: Any,
-        has_intercept: bool,
-    ) -> None:
-        if self.inherent_variance == "estimate" and self.noise != "antithetic":
-            raise ValueError(
-                "inherent_variance='estimate' needs residuals, and gradients alone have none. Pass "
-                "the variance, or use noise='antithetic', where it cancels."
-            )
-        d = gradients.shape[1] - has_intercept
-        batch_size = check_scalar(batch_size, "batch_size", Integral, min_val=1)
-        memory = self._memory
-        if memory is None:
-            self.n_features_in_ = d
-            self.batch_size_ = batch_size
-            memory = self._start(d, has_intercept=has_intercept and not self.assume_centered)
-            memory.refuse_inherent(self.batch_size_)
-        memory.check_law(self._law(), self.inherent_variance)
-        memory.check_layout(d, self.n_features_in_, has_intercept=has_intercept)
-        if batch_size != self.batch_size_:
-            raise ValueError(
-                f"batch_size={batch_size}, but gradients of {self.batch_size_} rows were seen "
-                "before. Fit one estimator for each batch size and compare, they cannot be mixed."
-            )
-        used = slice(int(has_intercept and not memory.has_intercept), None)
-        with blas_threads(d):
-            memory = memory.in_unit(None)[0].add_gradients(
-                gradients[:, used],
-                None if antithetic is None else antithetic[:, used],
-                batch_size=self.batch_size_,
-            )
-        self._conclude(memory.of_dtype(dtype))
-
-    def _start(self, d: int, *, has_intercept: bool) -> GradientMemory:
-        seed = self.random_state
-        if not isinstance(seed, Integral):  # a stream of our own, so that a failed call can go back
-            seed = int(as_generator(seed).integers(2**63))
-        # Data made with the same seed must not share its numbers with the noise
-        self._rng = np.random.default_rng([int(seed), *b"gradhess"])
-        return GradientMemory.empty(
-            d + has_intercept,
-            noise=self.noise,
-            noise_scale=float(self.noise_scale),
-            has_intercept=has_intercept,
-            keep=isinstance(self.shrinkage, str),
-            inherent_variance=self.inherent_variance,
-            kurtosis=3.0 if self.noise_distribution == "normal" else 1.0,
-            law=self._law(),
-        )
-
-    @property
-    def _memory(self) -> GradientMemory | None:
-        return self.fitted_.memory if hasattr(self, "fitted_") else None
-
-    def _conclude(self, memory: GradientMemory) -> None:
-        self.fitted_ = Fitted(memory, self.batch_size_, self.loss, self.correction, self.shrinkage)
-        self.fitted_.check()
-
-    def _law(self) -> tuple[str, ...]:
-        return law_in_words(
-            self.noise, self.noise_scale, self.loss, self.epsilon, self.assume_centered
-        )

@@ -11,11 +11,14 @@ what they are for, and a batch of one row reveals the row.
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils import check_array, check_scalar
 
+from sklearn_gradhess._accumulation import of_factor
 from sklearn_gradhess._descent import Ending, Goal, Look, Model, Point, descend
 from sklearn_gradhess._gradients import RowCoefficients, batch_index, batch_sums, derivatives
 from sklearn_gradhess._losses import make_loss
@@ -34,6 +37,7 @@ Array = npt.NDArray[np.float64]
 Answer = dict[str, Any]
 Holder = Callable[[Array, int, bool], Answer]
 _EPS = float(np.finfo(np.float64).eps)
+_REFUSAL = "refusal"  # what stands for an answer where there is none
 
 
 class GradientHolder:
@@ -41,7 +45,7 @@ class GradientHolder:
 
     Parameters
     ----------
-    X : {ndarray, CSR} of shape (n_samples, n_features)
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
         Features.
     y : array-like of shape (n_samples,)
         Targets; zeros and ones for "log_loss".
@@ -83,7 +87,13 @@ class GradientHolder:
         random_state: Any = None,
     ) -> None:
         y = np.asarray(y, dtype=np.float64)
-        values = X.data if hasattr(X, "indptr") else np.asarray(X)
+        X = check_array(
+            X,
+            accept_sparse=("csr", "csc"),
+            dtype=(np.float64, np.float32),
+            ensure_all_finite=False,  # said below
+        )
+        values = X.data if hasattr(X, "indptr") else X
         if y.shape != X.shape[:1] or not (np.isfinite(y).all() and np.isfinite(values).all()):
             raise ValueError(
                 f"X of shape {X.shape} and y of shape {y.shape} must be finite, and have one "
@@ -214,7 +224,8 @@ def fit_holders(
     loss : {"squared_error", "log_loss", "poisson", "huber"}, default="squared_error"
         Loss whose gradients are sent.
     alpha : float, default=0.0
-        Ridge penalty, which the server adds: ``alpha/2 ||coef||^2``.
+        Ridge penalty, which the server adds: ``alpha/2 ||coef||^2`` in units of the features, as
+        with ``penalty_units="raw"`` of the estimators.
     fit_intercept : bool, default=True
         Whether the gradients have the intercept's coordinate in front.
     oversampling : float, default=40.0
@@ -234,12 +245,17 @@ def fit_holders(
     Raises
     ------
     ValueError
-        If a holder's answer is not finite or has another width, or `loss` is unknown.
+        If a holder's answer is not finite or has another width, or `loss` is unknown; or if the
+        gradients are not those of least squares, where `loss` says so; or an option is out of
+        range.
+    TypeError
+        If an option is no number.
 
     Notes
     -----
     For least squares pairs are asked for where one starts and where one has arrived; in between
-    conjugate gradients go by differences of mean gradients, ``H d = g(w + d) - g(w)``. Other losses
+    conjugate gradients go by differences of mean gradients, ``H d = g(w + d) - g(w)``; the gradient
+    at the end confirms that they were those of least squares. Other losses
     are asked for pairs of each place. Nobody knows the loss: progress is that the slope along a
     step falls. Classes that are separable are not found out.
 
@@ -255,6 +271,11 @@ def fit_holders(
     >>> (fit.coef * [1, 1000]).round(1), fit.converged
     (array([1., 1.]), True)
     """
+    check_scalar(n_features, "n_features", Integral, min_val=1)
+    check_scalar(max_iter, "max_iter", Integral, min_val=1)
+    check_scalar(alpha, "alpha", Real, min_val=0)
+    check_scalar(tol, "tol", Real, min_val=0)
+    check_scalar(oversampling, "oversampling", Real, min_val=1)
     made = make_loss(loss)
     p = n_features + fit_intercept
     asked = _Holders(list(holders), made, alpha, bool(fit_intercept), n_features, oversampling, map)
@@ -275,8 +296,11 @@ def fit_holders(
     with np.errstate(over="ignore", invalid="ignore"), blas_threads(p):
         point = asked.start()
         W, _, look, ending = descend(Rounds(asked, goal), point, goal, max_iter, watch)
+        if made.quadratic and ending is Ending.CONVERGED:
+            asked.confirm(W, look.point, tol)
     factor: Factor = look.point.rows.factor
-    hessian = GradientCovarianceEstimator._from_factor(
+    hessian = of_factor(
+        GradientCovarianceEstimator,
         factor.factors[0],
         n_batches=factor.n_batches,
         n_samples=round(asked.problem.count),
@@ -396,6 +420,17 @@ class _Holders:
         """Difference of the mean gradients along a direction: a round."""
         return self._ask(point.W + U)[0] - point.gradient
 
+    def confirm(self, W: Array, point: Point, tol: float) -> None:
+        """Refuse gradients that do not vanish where those of least squares would: a round."""
+        gradient = self._ask(W)[0]
+        excess = float(point.rows.factor.decrement(gradient)) / max(point.floor, 1e-300)
+        if excess > 10 * tol and excess * point.floor > point.rounding:
+            raise ValueError(
+                f"The gradients at the end have a decrement of {excess:.3g} statistical errors of "
+                "the fit, where those of least squares have next to none: the holders have another "
+                "loss, or other rows than at the start. Pass their loss as loss=."
+            )
+
     def fell(self, point: Point, after: Point) -> bool:
         """Whether the slope along the step fell."""
         return self._flatter(point, after.W - point.W, after.gradient)
@@ -437,8 +472,9 @@ def serve(holder: Holder, connection: Any) -> int:
     holder : callable
         Who answers.
     connection : object
-        Has `send_bytes` and `recv_bytes`, as `multiprocessing.connection.Connection`. Nothing but
-        arrays crosses it, in NumPy's format without pickles: no code.
+        Has `send_bytes`, `recv_bytes` and `close`, as `multiprocessing.connection.Connection`.
+        Nothing but arrays crosses it, in NumPy's format without pickles: no code. What the holder
+        refuses with a ValueError is answered with its message; any other error closes it.
 
     Returns
     -------
@@ -466,9 +502,15 @@ def serve(holder: Holder, connection: Any) -> int:
             question = _unpack(connection.recv_bytes())
         except EOFError:
             return n_answers
-        answer = holder(
-            question["coefficients"], int(question["n_batches"]), bool(question["bound"])
-        )
+        try:
+            answer = holder(
+                question["coefficients"], int(question["n_batches"]), bool(question["bound"])
+            )
+        except ValueError as error:  # who asked can act on it
+            answer = {_REFUSAL: np.array(str(error))}
+        except BaseException:
+            connection.close()
+            raise
         connection.send_bytes(_pack(answer))
         n_answers += 1
 
@@ -486,7 +528,38 @@ class RemoteHolder:
         self.connection = connection
 
     def __call__(self, coefficients: Array, n_batches: int = 0, bound: bool = False) -> Answer:
-        """Ask, and wait for the answer."""
+        """Ask, and wait for the answer.
+
+        Parameters
+        ----------
+        coefficients : ndarray of shape (p,)
+            Coefficients, the intercept in front if there is one.
+        n_batches : int, default=0
+            Batches to deal the rows to, about.
+        bound : bool, default=False
+            Whether to calibrate the noise to the curvature of the bound.
+
+        Returns
+        -------
+        answer : dict
+            As that of `GradientHolder`.
+
+        Raises
+        ------
+        ValueError
+            If the holder refuses the question, with its message.
+        ConnectionError
+            If the holder closed the connection.
+        """
         question = {"coefficients": coefficients, "n_batches": n_batches, "bound": bound}
         self.connection.send_bytes(_pack(question))
-        return _unpack(self.connection.recv_bytes())
+        try:
+            answer = _unpack(self.connection.recv_bytes())
+        except EOFError:
+            raise ConnectionError(
+                "The holder closed the connection without an answer: an error at its side, which "
+                "is said there."
+            ) from None
+        if _REFUSAL in answer:
+            raise ValueError(f"The holder at the other end refuses: {answer[_REFUSAL]}")
+        return answer

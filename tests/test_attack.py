@@ -9,7 +9,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
 from sklearn_gradhess import GradientCovarianceEstimator
-from sklearn_gradhess._attack import Attack, conditional_covariance
+from sklearn_gradhess._attack import Attack
+from sklearn_gradhess._mahalanobis import conditional_covariance
 from sklearn_gradhess._table import Table
 from sklearn_gradhess.metrics import dual_norm
 

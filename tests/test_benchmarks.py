@@ -8,11 +8,13 @@ import itertools
 import json
 import math
 import sys
+import types
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from sklearn.linear_model import LinearRegression, Ridge, SGDRegressor
 
 import benchmarks
@@ -219,6 +221,7 @@ def test_main_lists_without_measuring(tmp_path, capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "solver_least_squares",
         "solver_logistic",
+        "solver_online",
         "solver_seeds",
     ]
     assert not path.exists()
@@ -325,12 +328,48 @@ def test_distributed_themes(monkeypatch):
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "dask", None)
         with pytest.raises(report.LeftOut, match="dask not installed"):
-            distributed.dask_rounds.run([(2000, 3)], (1.0,), 500, 1)
+            distributed.dask_rounds.run([(2000, 3)], (1.0,), 500, 1, {})
     pytest.importorskip("dask")
-    rows = distributed.dask_rounds.run([(2000, 3)], (1.0, 1e8), 500, 1)
+    peers = {"solvers": ("newton",), "seconds": 60}
+    rows = distributed.dask_rounds.run([(2000, 3)], (1.0, 1e8), 500, 1, peers)
     assert [row["model"] for row in rows[:3]] == ["ours", "exact Gram", "ours, in memory"]
-    assert all(row["floors"] < 0.05 for row in rows if row["model"] != "exact Gram")
+    ours = [row for row in rows if row["model"].startswith("ours")]
+    assert all(row["floors"] < 0.05 for row in ours)
     assert rows[0]["rounds"] == rows[1]["rounds"] == 1
+    peer = rows[-1]
+    assert peer["model"].startswith("dask-glm, ")
+    assert peer["note"] == distributed.dask_peers.MISSING or peer["floors"] < 0.05
+
+
+def test_dask_glm_is_asked_in_a_process_of_its_own(monkeypatch, tmp_path):
+    """A stand-in for an interpreter that has it: it answers, fails, or takes too long."""
+    fake = tmp_path / "python"
+    fake.write_text(
+        f"#!{sys.executable}\nimport sys, time\n"
+        "if sys.argv[1] == '-c': sys.exit(0)\n"
+        "if sys.argv[4] == 'admm': time.sleep(60)\n"
+        "if sys.argv[4] == 'gradient_descent': sys.exit('no such thing')\n"
+        'print(\'{"seconds": 2.0, "rounds": 3, "W": [0.0, 1.0]}\')\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv(distributed.dask_peers.INTERPRETER, str(fake))
+    X, y = np.ones((4, 1)), np.ones(4)
+    found = distributed.dask_peers.compare(X, y, 2, ("newton",), 1)
+    assert found["newton"] == {"seconds": 2.0, "rounds": 3, "W": [0.0, 1.0]}
+    assert found["gradient_descent"] == {"note": "no such thing"}
+    assert found["admm"] == {"note": "stopped after 1 s of CPU"}
+
+
+def test_prediction_theme_adds_up(monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(distributed, "_seconds_of_a_task", lambda dask, n: 1e-3)
+    (row,) = distributed.prediction.run((3,), 500, 1, 10, rows=10**6, workers=2)
+    blocks = 10**6 / 500
+    for name in ("ours", "Gram"):
+        assert 2 <= row[f"{name}, rounds"] <= 10
+        expected = row[f"{name}, rounds"] * row[f"{name}, s a block"] * blocks / 2
+        assert row[f"{name}, s a fit"] == pytest.approx(expected)
+    assert row["ours, s of scheduling"] == pytest.approx(row["ours, rounds"] * blocks * 1e-3)
 
 
 def test_solver_themes():
@@ -340,10 +379,57 @@ def test_solver_themes():
     assert [row["threads"] for row in rows].count(2) == len(solver.IN_BLAS)
     assert all(row["excess, floors"] < 0.05 for row in rows if row["model"] == "ours")
     assert rows[9]["note"].startswith("stopped at max_iter=3; tuning took ")
-    rows = solver.logistic.run(problems, solvers=("lbfgs", "saga"), repeat=1, max_iter=2)
+    solvers = ("lbfgs", "liblinear", "saga")
+    rows = solver.logistic.run(problems, solvers, repeat=1, max_iter=2)
     check(rows, "time / ours", "gap, floors")
-    assert rows[2]["note"] == "stopped at max_iter=2"
+    assert rows[-1]["note"] == "stopped at max_iter=2"
+    assert all(row["gap, floors"] < 0.05 for row in rows[:-1])
     check(solver.seeds.run(shape=(500, 3), n_seeds=2), "converged", "most passes")
+
+
+class FakeWorkspace:
+    """Predicts the mean of the targets that it learned from, all passes together."""
+
+    def __init__(self, **settings):
+        self.seen = []
+
+    def parse(self, line):
+        return float(line.split(" |")[0])
+
+    def learn(self, target):
+        self.seen.append(target)
+
+    def predict(self, line):
+        return float(np.mean(self.seen))
+
+    def finish_example(self, row):
+        pass
+
+    finish = list
+
+
+def test_rows_for_vowpal_wabbit_are_those_of_the_data(monkeypatch):
+    fake = types.SimpleNamespace(Workspace=FakeWorkspace)
+    monkeypatch.setitem(sys.modules, "vowpalwabbit", fake)
+    X, y = np.arange(6.0).reshape(3, 2), np.array([1.0, 2.0, 6.0])
+    model = peers.VowpalWabbit(passes=2).fit(X, y)
+    assert model.predict(X).tolist() == [3.0] * 3
+    with pytest.raises(ValueError, match=r"^3 rows were fitted, 2 are asked for$"):
+        model.predict(X[:2])
+    rows = check(solver.online.run((300, 3), (1, 1e6), (0.5, 1.0), 2), "passes", "excess, floors")
+    assert [row["model"] for row in rows] == ["ours", "Vowpal Wabbit, rate 0.5"] * 2
+    assert all(row["excess, floors"] < 0.05 < rows[1]["excess, floors"] for row in rows[::2])
+
+
+def test_vowpal_wabbit_is_left_out_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vowpalwabbit", None)
+    with pytest.raises(report.LeftOut, match=r"^vowpalwabbit not installed$"):
+        solver.online.run((300, 3), (1,), (0.5,), 1)
+
+
+def test_glum_is_no_peer_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    assert peers.glum_classifier() == {}
 
 
 @pytest.mark.parametrize("loss", grid.ALL_LOSSES)
@@ -505,7 +591,9 @@ def test_scaling_themes():
 
 def test_wide_theme():
     small = {"text": (300, 1_500), "categories": (300, 1_500), "genes": (40, 1_200)}
-    rows = wide.classes.run(problems=small | {"images": (100, 12)}, repeat=1, saga=3)
+    problems = {name: (name, shape) for name, shape in small.items()}
+    problems["images"] = ("images", (100, 12), 1e-3)
+    rows = wide.classes.run(problems=problems, repeat=1, most=20)
     used = {row["data"]: row["preconditioner"] for row in rows if row["preconditioner"]}
     assert used == {
         "text": "diagonal",
@@ -516,6 +604,29 @@ def test_wide_theme():
     assert used["images"] in ("exact", "pooled")
     assert max(row["gap"] for row in rows if "tol" in row["model"]) < 1e-2
     assert all(row["gap"] >= 0 for row in rows)
+    assert all(row["ended"] for row in rows if row["preconditioner"])
+    assert {row["data"] for row in rows if "liblinear" in row["model"]} == small.keys()
+
+
+def test_wide_themes_on_units_norms_and_text():
+    rows = check(wide.wild_units.run(problems={"a": ("text", (300, 600))}, most=5), "log loss")
+    assert rows[0]["mean change"] < 1e-3 < rows[1]["mean change"]
+    rows = check(wide.least_norm.run(shapes=((20, 1_500),), repeat=1), "residual")
+    assert all(row["residual"] < 1e-8 and row["difference"] < 1e-6 for row in rows)
+    rows = wide.defaults_on_text.run(
+        corpora={"two": ("sklearn.svm", "sklearn.tree")}, n=300, words=("tf-idf", "counts")
+    )
+    check(rows, "log loss", "accuracy")
+    assert {row["words"] for row in rows} == {"tf-idf", "counts"}
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "n_classes"), [("scattered", (200, 300, 10), 2), ("normal", (300, 20, 5), 5)]
+)
+def test_wide_data_are_of_the_shape_that_is_asked(make, shape, n_classes):
+    X, y = wide.MAKE[make](*shape)
+    assert X.shape == shape[:2]
+    assert_array_equal(np.unique(y), np.arange(n_classes))
 
 
 def test_stream_themes():
@@ -573,6 +684,21 @@ def test_a_row_of_the_readme_has_to_be_the_only_one():
     assert readme.row(results, "fake", b=3) == {"a": 1, "b": 3}
     with pytest.raises(LookupError, match=r"^2 rows of fake have \{'a': 1\}, one is needed$"):
         readme.row(results, "fake", a=1)
+
+
+def test_the_readme_names_the_best_and_the_worst_cell_of_the_grid():
+    cell = {"loss": "log_loss", "rows": 2_000, "features": 10, "condition": 1.0}
+    cells = [
+        cell | {"peer / ours": ratio, "fastest exact peer": "glum"} for ratio in (0.6, 3.25, None)
+    ]
+    (line,) = readme.grid({"themes": {"grid_cells": {"rows": cells}}})
+    assert line == (
+        "time of the fastest exact peer, 2 sizes and conditions",
+        "1",
+        "best for us 3.25 (log_loss, 2,000 x 10, condition 1e+00, glum)",
+        "worst 0.60 (log_loss, 2,000 x 10, condition 1e+00, glum)",
+    )
+    assert not list(readme.grid({"themes": {}}))
 
 
 def test_writing_the_readme_leaves_the_rest_as_it_was(tmp_path, monkeypatch):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sklearn.exceptions import NotFittedError
 
 from sklearn_gradhess import GradientCovarianceEstimator, PreconditionedSGDRegressor
+from sklearn_gradhess._failures import ratio_error
 from sklearn_gradhess.diagnostics import (
-    _ratio_error,
     calibration_report,
     expected_relative_error,
     required_batch_size,
@@ -686,7 +686,7 @@ def test_the_share_of_the_nuisance_is_what_is_added(excess_risk, noise_scale):
 def test_the_error_of_the_noise_ratio_is_its_scatter(excess_risk):
     reports, estimators = single_reports(16, excess_risk)
     ratios = np.array([report.noise_ratio for report in reports])
-    stated = np.mean([_ratio_error(e.fitted_) for e in estimators])
+    stated = np.mean([ratio_error(e.fitted_) for e in estimators])
     # of 60 samples the scatter is known to a tenth; what is stated may be up to twice as wide
     assert ratios.std() * 0.7 < stated < 2.5 * ratios.std() + 1e-12
     assert ratios.mean() == pytest.approx(1, abs=5 * stated / np.sqrt(60))

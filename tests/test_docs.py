@@ -15,7 +15,7 @@ docutils = pytest.importorskip("sphinx.util.docutils")
 
 EXTENSIONS = Path(sklearn_gradhess.__file__).parents[1] / "docs" / "_ext"
 RESULTS = {
-    "environment": dict.fromkeys(("python", "numpy", "scipy", "sklearn"), "1.0")
+    "environment": dict.fromkeys(("sklearn_gradhess", "python", "numpy", "scipy", "sklearn"), "1.0")
     | {"date": "today"},
     "themes": {
         "fake": {
@@ -76,14 +76,14 @@ def build(tmp_path, monkeypatch):
         (":measured-summary:`fake | Slope of b`", "2.5"),
         (
             ":measured-environment:`versions`",
-            "today, python 1.0, numpy 1.0, scipy 1.0, sklearn 1.0",
+            "today, sklearn_gradhess 1.0, python 1.0, numpy 1.0, scipy 1.0, sklearn 1.0",
         ),
     ],
 )
 def test_a_role_is_the_number_that_was_found(build, line, text):
     page, warnings = build(f"Here {line} it is.")
     assert not warnings
-    assert f"Here {text} it is." in page
+    assert f"Here {text} it is." in " ".join(page.split())
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,13 @@ def fitted():
     return GradientCovarianceEstimator(random_state=0).fit(X, X["a"])
 
 
+@pytest.fixture(scope="module")
+def of_components():
+    pandas = pytest.importorskip("pandas")
+    X = pandas.DataFrame(np.random.default_rng(0).standard_normal((40, 3)), columns=list("abc"))
+    return GradientCovarianceEstimator(n_components=2, random_state=0).fit(X, X["a"])
+
+
 @each(FUNCTIONS | METHODS | CLASSES)
 def test_the_summary_is_one_sentence_on_one_line(item):
     summary, _, rest = inspect.getdoc(item).partition("\n")
@@ -139,19 +146,27 @@ def test_sections_are_those_of_numpydoc_and_none_is_empty(item):
     assert [title for title, text in sections(item).items() if not text.strip()] == []
 
 
-def test_documented_attributes_exist_after_fit(fitted):
-    documented = entries(GradientCovarianceEstimator, "Attributes")
-    assert [name for name in documented if not hasattr(fitted, name)] == []
+OF_COMPONENTS = {"components_", "eigenvalues_", "residual_variance_", "n_components_"}
+OF_ALL = {"covariance_", "precision_", "gradient_covariance_"}
+
+
+def test_documented_attributes_exist_after_fit(fitted, of_components):
+    documented = entries(GradientCovarianceEstimator, "Attributes").keys()
+    assert {name for name in documented if not hasattr(fitted, name)} == OF_COMPONENTS
+    assert {name for name in documented if not hasattr(of_components, name)} == OF_ALL
 
 
 def test_attributes_of_a_fit_are_documented(fitted):
     named = {name for name in dir(fitted) if re.fullmatch(r"[^_].*[^_]_", name)}
+    named |= OF_COMPONENTS
     assert named == entries(GradientCovarianceEstimator, "Attributes").keys()
 
 
-def test_documented_shapes_of_attributes_are_those_of_a_fit(fitted):
-    sizes = {"n_features": 3, "n_features_in_": 3}
+def test_documented_shapes_of_attributes_are_those_of_a_fit(fitted, of_components):
+    sizes = {"n_features": 3, "n_features_in_": 3, "n_components_": 2}
+    whole = fitted
     for name, kind in entries(GradientCovarianceEstimator, "Attributes").items():
+        fitted = of_components if name in OF_COMPONENTS else whole
         if told := re.fullmatch(r"ndarray of shape \((.*)\)", kind):
             shape = tuple(sizes[size] for size in re.findall(r"\w+", told[1]))
             assert np.shape(getattr(fitted, name)) == shape, name

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
 from multiprocessing.connection import Listener
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy import sparse
 
 from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
 from sklearn_gradhess._losses import make_loss
-from sklearn_gradhess.federated import GradientHolder, RemoteHolder, fit_holders
+from sklearn_gradhess.federated import GradientHolder, RemoteHolder, fit_holders, serve
 
 LOSSES = ["squared_error", "log_loss", "poisson", "huber"]
 N, D = 9000, 8
@@ -62,6 +63,13 @@ def test_ten_rounds_are_enough_at_any_condition(loss, condition):
     assert excess < 0.05
     # the scatter of 40 batches a coefficient tells the dispersion to a few percent
     assert_allclose(fit.history[-1]["floor"], floor, rtol=0.3)
+
+
+@pytest.mark.parametrize("condition", [1, 1e4])
+def test_a_rest_that_is_foreseen_needs_no_round_to_confirm_it(condition):
+    """What a step leaves falls with the square of its decrement, and is told before the step."""
+    X, y = data("poisson", condition, seed=2)
+    assert fit_holders(holders(X, y, "poisson"), D, loss="poisson").n_rounds <= 5
 
 
 @pytest.mark.parametrize("loss", ["squared_error", "log_loss"])
@@ -186,6 +194,47 @@ def test_two_processes_that_send_arrays_only():
     assert error < 0.05 * pooled.history_[-1]["floor"]
 
 
+def test_a_refusal_comes_back_and_the_holder_goes_on():
+    here, there = Pipe()
+    X, y = rows_of(1)
+    with ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(serve, GradientHolder(X, y, random_state=0), there)
+        with pytest.raises(ValueError, match=r"other end refuses: .*but X has 4 features"):
+            fit_holders([RemoteHolder(here)], 6)
+        assert fit_holders([RemoteHolder(here)], 4).converged
+        here.close()
+        assert answered.result(timeout=30) > 2
+
+
+def test_a_holder_that_fails_closes_the_connection():
+    def broken(*question):
+        raise RuntimeError("the disk is gone")
+
+    here, there = Pipe()
+    with ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(serve, broken, there)
+        with pytest.raises(ConnectionError, match="closed the connection without an answer"):
+            fit_holders([RemoteHolder(here)], 4)
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            answered.result(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"alpha": -1.0}, "alpha == -1.0, must be >= 0"),
+        ({"tol": -1.0}, "tol == -1.0, must be >= 0"),
+        ({"oversampling": 0.5}, "oversampling == 0.5, must be >= 1"),
+        ({"max_iter": 0}, "max_iter == 0, must be >= 1"),
+        ({"n_features": 0}, "n_features == 0, must be >= 1"),
+    ],
+)
+def test_options_out_of_range_are_refused(params, message):
+    holder = GradientHolder(*rows_of(1), random_state=0)
+    with pytest.raises(ValueError, match=message):
+        fit_holders([holder], **{"n_features": 4} | params)
+
+
 def test_no_pickle_is_unpacked():
     class Wire:
         def __init__(self):
@@ -229,3 +278,29 @@ def test_the_same_seed_sends_the_same_gradients():
     first, second = (GradientHolder(X, y, loss="huber", random_state=5) for _ in range(2))
     for name, value in first(np.zeros(D + 1), 50).items():
         assert_array_equal(second(np.zeros(D + 1), 0).get(name, value), value)
+
+
+@pytest.mark.parametrize("kind", ["int", "uint8", "bool", "list", "frame", "csr", "csc"])
+def test_features_of_any_kind_are_numbers(rng, kind):
+    X = rng.integers(0, 2 if kind == "bool" else 10, (2000, 2)).astype(float)
+    y = X @ [1.0, 2.0] + rng.standard_normal(2000)
+    if kind in ("csr", "csc"):
+        other = getattr(sparse, f"{kind}_array")(X.astype(int))
+    elif kind == "frame":
+        other = pytest.importorskip("pandas").DataFrame(X.astype(int), columns=["a", "b"])
+    else:
+        other = X.tolist() if kind == "list" else X.astype(kind)
+    expected = fit_holders([GradientHolder(X, y, random_state=0)], 2)
+    found = fit_holders([GradientHolder(other, y, random_state=0)], 2)
+    assert found.converged
+    assert_allclose(found.coef, expected.coef, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["poisson", "log_loss"])
+def test_gradients_of_another_loss_are_not_taken_for_those_of_least_squares(rng, loss):
+    X = rng.standard_normal((6000, 3))
+    rate = np.exp(X @ [0.5, -0.3, 0.2])
+    y = rng.poisson(rate).astype(float)
+    y = np.minimum(y, 1) if loss == "log_loss" else y
+    with pytest.raises(ValueError, match="statistical errors of the fit, where those of least"):
+        fit_holders([GradientHolder(X, y, loss=loss, random_state=0)], 3)

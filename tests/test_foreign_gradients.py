@@ -180,6 +180,14 @@ def test_the_warning_points_to_the_caller():
     assert caught[0].filename == __file__
 
 
+def test_gradients_one_by_one_warn_once():
+    (first, *plus), (second, *minus) = take(20)
+    with pytest.warns(CalibrationWarning, match="Only 1 batch gradient"):
+        estimator = send((first[None], second[None]))
+    for pair in zip(plus, minus, strict=True):  # warnings are errors
+        estimator.partial_fit_gradients(*(g[None] for g in pair), batch_size=N, has_intercept=True)
+
+
 def test_enough_gradients_in_later_rounds_end_the_warning():
     with pytest.warns(CalibrationWarning, match="Only 3 batch gradients"):
         estimator = send(take(3))

@@ -145,7 +145,7 @@ def test_wide_data_are_refused_before_anything_is_allocated(cls, n_features, met
         (np.ones(40), (np.arange(40) % 20, np.arange(40) * 7)), shape=(20, n_features)
     )
     instead = (
-        "Take fewer features" if cls is GradientCovarianceEstimator else "Use preconditioner='diag"
+        "Set n_components to" if cls is GradientCovarianceEstimator else "Use preconditioner='diag"
     )
     gib = 8 * n_features**2 / 2**30
     # Of itself `fit` would make no such matrix

@@ -26,7 +26,7 @@ from sklearn_gradhess import (
     PreconditionedSGDClassifier,
     PreconditionedSGDRegressor,
 )
-from sklearn_gradhess._weights import class_weighted
+from sklearn_gradhess._weights import balanced, class_weighted
 from sklearn_gradhess.diagnostics import calibration_report
 from tests import plans
 
@@ -305,6 +305,27 @@ def test_class_weights_are_those_of_logistic_regression(labelled, weight):
         C=1 / (0.01 * total), class_weight=weight, tol=1e-12, solver="newton-cholesky"
     ).fit(X, y)
     assert_same_model(model, reference, tol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.01, "auto"])
+def test_balanced_classes_count_weights_as_repetitions(labelled, alpha):
+    X, y = labelled[0][:300], labelled[1][:300]
+    times = np.random.default_rng(0).integers(0, 4, len(y)) + y
+    settings = {"class_weight": "balanced", "alpha": alpha, "tol": 1e-8}
+    weighted = Classifier(**settings).fit(X, y, times)
+    repeated = Classifier(**settings).fit(np.repeat(X, times, axis=0), np.repeat(y, times))
+    assert_allclose(weighted.decision_function(X), repeated.decision_function(X), atol=1e-4)
+
+
+def test_balanced_weights_are_those_of_weighted_frequencies(labelled):
+    y = labelled[1] + (np.arange(len(labelled[1])) % 5 == 0)
+    sample_weight = np.random.default_rng(1).uniform(0.0, 2.0, len(y)) * (y < 2)
+    totals = np.bincount(y, sample_weight)
+    by_hand = {0: totals.sum() / (2 * totals[0]), 1: totals.sum() / (2 * totals[1])}
+    weights = [class_weighted(w, np.unique(y), y, sample_weight) for w in ("balanced", by_hand)]
+    assert_allclose(*weights)
+    assert_allclose(np.bincount(y, weights[0]), [totals.sum() / 2, totals.sum() / 2, 0])
+    assert_allclose(balanced(np.zeros(2)), 1)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -777,6 +798,25 @@ def test_a_preconditioner_of_other_features_is_refused(data):
         Regressor(preconditioner=given).fit(*data)
 
 
+@pytest.mark.parametrize("settings", [{"variance_reduction": False}, {"max_iter": 1}])
+def test_who_meets_tol_has_converged_though_small_data_are_fitted_further(settings):
+    met = 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        X = rng.standard_normal((100, 3))
+        y = (X @ [0.5, -0.5, 1.0] + rng.standard_normal(100) > 0).astype(int)
+        model = Classifier(tol=2.0, random_state=seed, **settings)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model.fit(X, y)
+        last = model.history_[-1]
+        meets = last["decrement"] <= 2 * last["floor"]
+        assert model.converged_ == meets
+        assert [str(w.message).startswith("Not converged") for w in said] == [True] * (not meets)
+        met += meets and last["decrement"] > 1e-6 * last["floor"]
+    assert met
+
+
 @pytest.mark.parametrize("name", ["variance_reduction", "average"])
 def test_plain_steps_run_for_comparison(large, name):
     model = Regressor(random_state=0, **{name: False})
@@ -1055,10 +1095,11 @@ def test_a_stream_drops_what_fit_told_of_itself(labelled, cls):
     dropped = {name for name in fitted if name.endswith("_")} - public
     assert dropped == {
         *("history_", "n_iter_", "n_passes_", "learning_rate_"),
-        *("converged_", "preconditioner_", "rank_"),
+        *("converged_", "preconditioner_", "alpha_"),
     }
-    with pytest.raises(AttributeError, match="covariance_estimator_ is there after fit alone"):
-        _ = model.covariance_estimator_
+    for name in ("covariance_estimator_", "rank_"):
+        with pytest.raises(AttributeError, match=f"{name} is there after fit alone"):
+            getattr(model, name)
 
 
 @pytest.mark.parametrize("exact", [True, False])

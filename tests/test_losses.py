@@ -12,8 +12,9 @@ from sklearn._loss.loss import (
 )
 from sklearn._loss.loss import HuberLoss as SklearnHuber
 
-from sklearn_gradhess._losses import HuberLoss, QuantileLoss, make_loss
+from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._multinomial import MultinomialLoss
+from sklearn_gradhess._scaled_losses import HuberLoss, QuantileLoss
 
 NAMES = ("squared_error", "huber", "quantile", "log_loss", "poisson", "gamma", "tweedie")
 LOG_LINKS = ("poisson", "gamma", "tweedie")
@@ -243,6 +244,16 @@ def test_beyond_the_cap_a_newton_step_leads_back(name):
     # As far as the parabola reaches: within one of the cap, in units of the exponent
     exponent = abs(f - gradient / curvature) / abs(place)
     assert exponent < poisson_cap(np.float64) + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [*((name, at) for name, (at, _) in CAPPED.items()), ("tweedie", -2.0)]
+)
+def test_beyond_the_cap_the_value_is_the_integral_of_a_straight_gradient(name, place):
+    loss, ends = make_loss(name), place * (poisson_cap(np.float64) + np.array([3.0, 20.0]))
+    value, gradient = (call(loss, method, [1.0, 1.0], ends) for method in METHODS[:2])
+    trapezoid = gradient.mean() * (ends[1] - ends[0])
+    assert value[1] - value[0] == pytest.approx(trapezoid, rel=1e-12)
 
 
 @given(y=st.floats(1e-3, 20), f=st.floats(-5, 5))

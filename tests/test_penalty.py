@@ -204,27 +204,50 @@ def with_ones(X):
     return np.column_stack([np.ones(len(X)), X])
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_standard_errors_of_least_squares_are_the_textbook_s(rng, weighted):
+@pytest.mark.parametrize("unit", [None, 1.0, 1e-6, 365.0])
+def test_standard_errors_of_least_squares_are_the_textbook_s(rng, unit):
     X, y = data_of("squared_error", rng)
-    repeats = rng.integers(1, 4, len(y)) if weighted else np.ones(len(y), dtype=int)
-    model = Regressor().fit(X, y, repeats.astype(float) if weighted else None)
-    Z, t = with_ones(np.repeat(X, repeats, axis=0)), np.repeat(y, repeats)
-    # In units in which the normal equations keep their digits
-    scale = np.r_[1, X.std(axis=0)]
-    A = np.column_stack([Z[:, 0], (Z[:, 1:] - X.mean(axis=0))]) / scale
+    w = np.ones(len(y)) if unit is None else rng.integers(0, 4, len(y)) * 0.7
+    model = Regressor().fit(X, y, None if unit is None else w * unit)
+    # Weighted least squares: variances of the targets inverse to the weights, in any unit; and
+    # units of the features in which the normal equations keep their digits
+    scale, middle = X.std(axis=0), w @ X / w.sum()
+    A = with_ones((X - middle) / scale) * np.sqrt(w)[:, None]
+    t = y * np.sqrt(w)
     residual = t - A @ np.linalg.lstsq(A, t, rcond=None)[0]
-    s2 = residual @ residual / (len(t) - 5)
+    s2 = residual @ residual / (np.count_nonzero(w) - 5)
     covariance = s2 * np.linalg.inv(A.T @ A)
-    assert_allclose(
-        model.coef_standard_error_, np.sqrt(np.diag(covariance))[1:] / scale[1:], rtol=1e-6
-    )
-    to_zero = np.r_[1, -X.mean(axis=0) / scale[1:]]
+    assert_allclose(model.coef_standard_error_, np.sqrt(np.diag(covariance))[1:] / scale, rtol=1e-6)
+    to_zero = np.r_[1, -middle / scale]
     assert_allclose(
         model.intercept_standard_error_, np.sqrt(to_zero @ covariance @ to_zero), rtol=1e-6
     )
     assert model.rank_ == 4
     assert model.df_ == pytest.approx(5)
+
+
+@pytest.mark.parametrize("unit", [0.01, 1.0, 365.0])
+def test_standard_errors_of_rates_do_not_depend_on_the_unit_of_exposure(rng, unit):
+    X, _ = data_of("squared_error", rng, 2000)
+    Z = (X - X.mean(axis=0)) / X.std(axis=0)
+    exposure = rng.uniform(0.5, 2, len(Z))
+    rate = np.exp(Z @ [0.3, -0.2, 0, 0] + 1)
+    counts = rng.poisson(exposure * rate)
+    model = Regressor("poisson").fit(Z, counts / (exposure * unit), exposure * unit)
+    # The Fisher information of counts with an offset; a dispersion near one, known to
+    # sqrt(2/2000) = 3 %, and so the errors to 1.6 %
+    A = with_ones(Z)
+    information = A.T @ ((exposure * rate)[:, None] * A)
+    expected = np.sqrt(np.diag(np.linalg.inv(information)))[1:]
+    assert_allclose(model.coef_standard_error_, expected, rtol=5 * 0.016 + 0.02)
+
+
+def test_weights_of_classes_count_repetitions(rng):
+    X, y = data_of("log_loss", rng)
+    repeats = rng.integers(1, 4, len(y))
+    model = Classifier(alpha=0.0).fit(X, y, sample_weight=repeats.astype(float))
+    expected = Classifier(alpha=0.0).fit(np.repeat(X, repeats, axis=0), np.repeat(y, repeats))
+    assert_allclose(model.coef_standard_error_, expected.coef_standard_error_, rtol=0.02)
 
 
 @pytest.mark.parametrize("name", ["log_loss", "poisson"])
@@ -293,6 +316,38 @@ def test_undetermined_directions_are_told_by_the_rank_in_silence(rng):
     assert model.df_ == pytest.approx(5)
     assert_allclose(model.predict(levels), LinearRegression().fit(levels, y).predict(levels))
     assert np.isfinite(model.coef_standard_error_).all()
+
+
+@pytest.mark.parametrize("kind", [Regressor, Classifier])
+@pytest.mark.parametrize("alpha", [0.0, 1e-6, 0.1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_rank_is_that_of_the_rows_whatever_the_penalty(rng, kind, alpha, dtype):
+    X = rng.standard_normal((500, 3)).astype(dtype)
+    X = np.column_stack([X, X[:, 0] + 3 * X[:, 1], np.ones(500)]).astype(dtype)
+    y = X[:, 1] + rng.standard_normal(500)
+    model = kind(alpha=alpha).fit(X, y > 0 if kind is Classifier else y)
+    assert model.rank_ == 3
+
+
+@pytest.mark.parametrize("preconditioner", ["exact", "sample_space"])
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+def test_rows_fewer_than_features_determine_one_direction_less(rng, preconditioner, alpha):
+    X = rng.standard_normal((60, 150))
+    model = Regressor(alpha=alpha, preconditioner=preconditioner).fit(X, X[:, 0])
+    assert model.rank_ == 59
+
+
+def test_a_ridge_leaves_the_residuals_the_degrees_of_freedom_of_its_smoother(rng):
+    X = rng.standard_normal((60, 100))
+    y = X[:, 0] + rng.standard_normal(60)
+    model = Regressor(alpha=1.0, preconditioner="exact").fit(X, y)
+    Z = StandardScaler().fit_transform(X)
+    H = Z.T @ Z / 60
+    inverse = np.linalg.inv(H + np.eye(100))
+    rest = y - model.predict(X)
+    s2 = rest @ rest / (60 - 1 - np.trace(inverse @ H))
+    expected = np.sqrt(s2 * np.diag(inverse @ H @ inverse) / 60) / X.std(axis=0)
+    assert_allclose(model.coef_standard_error_, expected, rtol=1e-6)
 
 
 def test_classes_that_are_coupled_have_no_standard_errors_here(rng):

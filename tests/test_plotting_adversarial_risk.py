@@ -328,6 +328,19 @@ def test_constants_of_classifiers(metric):
     assert display.worse_from_ == [5.0]
 
 
+def test_equally_frequent_classes_have_a_constant_accuracy_of_one_of_them():
+    flowers, species = load_iris(return_X_y=True)
+    model = LogisticRegression(max_iter=1000).fit(flowers, species)
+    radii = np.array([0.0, 5.0])
+    plot = AdversarialRiskDisplay.from_estimator
+    display = plot(model, flowers, species, metric="accuracy", radii=radii)
+    certified = AdversarialRiskDisplay.from_certified(model, flowers, species, radii=radii)
+    for shown in (display, certified):
+        assert shown.constant == pytest.approx(1 / 3)
+        assert shown.worse_from_ == [5.0]
+    assert AdversarialRiskDisplay.from_certified(model, flowers, radii=radii).constant is None
+
+
 def test_a_searched_curve_says_that_it_is_a_bound():
     display = AdversarialRiskDisplay.from_estimators(
         {"poly": POLYNOMIAL, "affine": MODEL}, X, Y, radii=RADII[:3], on_nonaffine="search",

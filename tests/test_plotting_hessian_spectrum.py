@@ -365,3 +365,24 @@ def test_an_estimator_by_the_name_of_the_truth():
     with pytest.raises(ValueError, match=message):
         plot(FITTED, covariance=DATA.covariance, name="Given covariance")
     assert legend(plot(FITTED, name="Given covariance"))[0] == "Given covariance"
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_named_columns_are_matched_by_name(library):
+    frames = pytest.importorskip(library)
+    names = [f"x{j}" for j in range(4)]
+    rng = np.random.default_rng(0)
+    matrix = np.cov(rng.standard_normal((50, 4)) * [1, 10, 100, 1000], rowvar=False)
+
+    def frame(order):
+        values = matrix[np.ix_(order, order)]
+        return frames.DataFrame(dict(zip(np.array(names)[order].tolist(), values.T, strict=True)))
+
+    shuffled = frame([2, 0, 3, 1])
+    of = HessianSpectrumDisplay.from_covariances
+    display = of({"a": frame([0, 1, 2, 3])}, relative_to=shuffled)
+    assert_allclose(display.eigenvalues[0], 1)
+    assert_allclose(of({"a": matrix}, relative_to=matrix).eigenvalues[0], 1)
+    other = frames.DataFrame({"y": [1.0, 0.0], "x0": [0.0, 1.0]})
+    with pytest.raises(ValueError, match=r"'a' is a covariance of the columns \['y', 'x0'\], but"):
+        of({"a": other}, relative_to=frames.DataFrame({"x0": [1.0, 0.0], "x1": [0.0, 1.0]}))

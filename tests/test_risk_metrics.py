@@ -13,7 +13,8 @@ from sklearn.model_selection import GridSearchCV, cross_validate
 from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from sklearn_gradhess._losses import HuberLoss, LogisticLoss, PoissonLoss
+from sklearn_gradhess._deviances import LogisticLoss, PoissonLoss
+from sklearn_gradhess._scaled_losses import HuberLoss
 from sklearn_gradhess.metrics import (
     adversarial_accuracy,
     adversarial_loss,

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sklearn_gradhess._estimate import estimate as estimate_of
+from sklearn_gradhess._estimate import kept_gradients, noise_ratio
 from sklearn_gradhess._schemes import N_GROUPS, GradientMemory
 from tests.oracles import weighted_covariance
 
@@ -179,6 +181,8 @@ def test_without_redraws_and_weights_every_gradient_counts(rng):
     plus, minus = rng.standard_normal((2, 11, P))
     memory = empty().add_gradients(plus, minus, batch_size=3)
     assert memory.n_effective() == memory.n_effective(1.0) == pytest.approx(11)
+    assert memory.n_given == 11
+    assert memory.merge(memory).n_given == 22
     sketch = empty().with_factor(np.eye(P), n_batches=11, n_samples=90)
     assert sketch.n_effective() == sketch.n_effective(1.0) == pytest.approx(11)
     assert empty().n_effective() == 0
@@ -229,7 +233,7 @@ def test_a_memory_is_a_value_that_later_chunks_leave_alone(noise, rng):
     add(memory, [0, 0, 1], *chunk(rng, np.array([0, 0, 1]), noise=noise))
     memory.add_gradients(pair[0], pair[1] if noise == "antithetic" else None, batch_size=4)
     memory.settled().merge(memory.settled())
-    memory.estimate(correct=True)
+    estimate_of(memory, correct=True)
     assert_same(memory, before)
     for field in fields(memory):
         if isinstance(getattr(before, field.name), np.ndarray):
@@ -277,7 +281,7 @@ def test_merging_remembers_the_gradients_of_both(noise, rng):
 def test_antithetic_hessian_is_the_second_moment_over_the_noise_scale(noise_scale, rng):
     plus, minus = rng.standard_normal((2, 30, P))
     memory = empty(noise_scale=noise_scale).add_gradients(plus, minus, batch_size=4)
-    estimate = memory.estimate(correct=True)
+    estimate = estimate_of(memory, correct=True)
     half = (minus - plus) / 2
     np.testing.assert_allclose(
         estimate.factor.T @ estimate.factor, half.T @ half / 30 / noise_scale, atol=1e-13
@@ -300,7 +304,7 @@ def test_antithetic_excess_risk_is_the_mean_product_of_different_groups(rng):
             if a % N_GROUPS != b % N_GROUPS:
                 product += clean[a] @ inverse @ clean[b]
                 pairs += 1
-    estimate = memory.estimate(correct=False)
+    estimate = estimate_of(memory, correct=False)
     # E[S^-1] given the rows, of batches of four; leverages of N Gaussian rows, which S has too
     debias, n_rows = 1 - (P + 1) / 40 * (1 - 1 / 4), 160
     leverage = (n_rows - 1) * (n_rows + 2) / (n_rows * (n_rows - P))
@@ -311,7 +315,7 @@ def test_antithetic_excess_risk_is_the_mean_product_of_different_groups(rng):
 def test_too_few_gradients_do_not_tell_the_excess_risk(k, rng):
     plus, minus = rng.standard_normal((2, k, P))
     memory = empty().add_gradients(plus, minus, batch_size=4)
-    estimate = memory.estimate(correct=False)
+    estimate = estimate_of(memory, correct=False)
     assert np.isnan(estimate.excess_risk)
 
 
@@ -330,7 +334,7 @@ def test_without_correction_the_covariance_is_divided_by_the_total_noise_over_n(
     g = rng.standard_normal((50, P))
     memory = empty(noise, noise_scale=noise_scale, inherent_variance=inherent)
     memory = memory.add_gradients(g, None, batch_size=4)
-    estimate = memory.estimate(correct=False)
+    estimate = estimate_of(memory, correct=False)
     np.testing.assert_allclose(
         estimate.factor.T @ estimate.factor, np.cov(g.T) / divisor, atol=1e-13
     )
@@ -344,7 +348,7 @@ def test_the_correction_is_that_of_the_closed_form_for_many_gradients(rng):
     # MATH section 2.1, tau/n = 1; its small-sample terms are O(1/k)
     g, n, k = rng.standard_normal((200_000, P)) + np.array([1.0, 0.5, 0.0]), 16, 200_000
     memory = empty("single", has_intercept=False).add_gradients(g, None, batch_size=n)
-    estimate = memory.estimate(correct=True)
+    estimate = estimate_of(memory, correct=True)
     mean = g.mean(axis=0)
     M = np.cov(g.T) - np.outer(mean, mean) / n
     q = mean @ np.linalg.solve(M, mean)
@@ -359,7 +363,7 @@ def test_the_correction_is_that_of_the_closed_form_for_many_gradients(rng):
 def test_a_mean_gradient_past_saturation_is_left_uncorrected(rng):
     g = rng.standard_normal((50, P)) + 100.0
     memory = empty("single", has_intercept=False).add_gradients(g, None, batch_size=4)
-    estimate = memory.estimate(correct=True)
+    estimate = estimate_of(memory, correct=True)
     assert estimate.correction == "none"
     assert np.isnan(estimate.excess_risk)
     np.testing.assert_allclose(estimate.factor.T @ estimate.factor, np.cov(g.T), atol=1e-12)
@@ -371,7 +375,7 @@ def test_the_intercept_shows_how_much_noise_there_was(noise_scale, drawn):
     # the intercept's half difference is the mean of the noise: plus or minus its deviation / n
     h = np.tile([[1.0], [-1.0]], (10, P)) * np.sqrt(drawn)
     memory = empty(noise_scale=noise_scale).add_gradients(-h, h, batch_size=4)
-    assert memory.noise_ratio(0.0) == pytest.approx(drawn / noise_scale)
+    assert noise_ratio(memory, 0.0) == pytest.approx(drawn / noise_scale)
 
 
 def test_single_noise_is_told_apart_from_the_excess_risk(rng):
@@ -379,7 +383,7 @@ def test_single_noise_is_told_apart_from_the_excess_risk(rng):
     memory = empty("single", noise_scale=2.0).add_gradients(g, None, batch_size=4)
     # n Var(g_0) = tau + m^2 - mean(g_0)^2
     tau = 4 * np.var(g[:, 0], ddof=1) + g[:, 0].mean() ** 2 - 0.5
-    assert memory.noise_ratio(0.5) == pytest.approx(tau / (4 * 2.0))
+    assert noise_ratio(memory, 0.5) == pytest.approx(tau / (4 * 2.0))
 
 
 @pytest.mark.parametrize(
@@ -393,7 +397,7 @@ def test_where_the_noise_does_not_show_its_ratio_is_nan(memory, rng):
         memory = memory.add_gradients(
             pair[0], pair[1] if memory.noise == "antithetic" else None, batch_size=4
         )
-    assert np.isnan(memory.noise_ratio(0.0))
+    assert np.isnan(noise_ratio(memory, 0.0))
 
 
 @pytest.mark.parametrize("noise", ["antithetic", "single"])
@@ -411,14 +415,14 @@ def test_kept_gradients_are_those_of_the_centred_features(noise, rng):
     expected = eps[:, None] * (X - location)
     if noise == "single":
         expected -= expected.mean(axis=0)
-    np.testing.assert_allclose(memory.kept_gradients(location), expected, atol=1e-13)
+    np.testing.assert_allclose(kept_gradients(memory, location), expected, atol=1e-13)
 
 
 def test_kept_gradients_of_unequal_weight_keep_their_second_moment(rng):
     batch = np.array([0] * 4 + [1] * 4 + [2])
     memory = empty(has_intercept=False, keep=True)
     memory = add(memory, batch, *chunk(rng, batch)).settled()
-    rows = memory.kept_gradients(np.zeros(P))
+    rows = kept_gradients(memory, np.zeros(P))
     np.testing.assert_allclose(rows.T @ rows / 3, memory.moments.covariance(), atol=1e-13)
 
 

@@ -104,7 +104,7 @@ class MeasuredEnvironment(SphinxRole):
     def run(self):
         """Make words of it."""
         found = _read(self.env)["environment"]
-        packages = ("python", "numpy", "scipy", "sklearn")
+        packages = ("sklearn_gradhess", "python", "numpy", "scipy", "sklearn")
         words = ", ".join(f"{package} {found[package]}" for package in packages)
         return [nodes.Text(f"{found['date']}, {words}")], []
 

@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.dummy import DummyClassifier, DummyRegressor
-from sklearn.utils import check_scalar
 
-from sklearn_gradhess._risk import norm_order
 from sklearn_gradhess.metrics import (
     certified_radius,
     gradient_adversarial_risk,
     make_adversarial_scorer,
 )
-from sklearn_gradhess.plotting._inputs import as_increasing, by_name
-from sklearn_gradhess.plotting._style import CurveDisplay, as_numbers, as_rows
+from sklearn_gradhess.plotting._inputs import as_radii, by_name, each, radius_unit
+from sklearn_gradhess.plotting._risk_curves import RiskCurves, of_constant
 
 __all__ = ["AdversarialRiskDisplay"]
 
 Array = npt.NDArray[np.float64]
 
-_METRICS = {
-    "mse": "Adversarial mean squared error (squared units of y)",
-    "rmse": "Adversarial root mean squared error (units of y)",
-    "mae": "Adversarial mean absolute error (units of y)",
-    "r2": "Adversarial $R^2$",
-    "quantile": "Adversarial pinball loss (units of y)",
-    "poisson": "Adversarial Poisson deviance",
-    "gamma": "Adversarial gamma deviance",
-    "log_loss": "Adversarial log loss",
-    "roc_auc": "Adversarial area under the ROC curve",
-    "accuracy": "Adversarial accuracy (share of rows)",
-    "certified": "Share of rows whose class no attack changes",
-    "certified right": "Share of rows that no attack makes wrong",
-}
-_SCORES = ("r2", "roc_auc", "accuracy")
-_REMARK = "best constant prediction: past it a model is worse than none"
 
-
-class AdversarialRiskDisplay(CurveDisplay):
+class AdversarialRiskDisplay(RiskCurves):
     """Risk of one or several models against the radius of an attack.
 
     Make it with `from_estimator`, `from_estimators`, `from_certified` or `from_gradients`, which
@@ -105,76 +82,6 @@ class AdversarialRiskDisplay(CurveDisplay):
     >>> display.figure_.savefig("risk.png")  # doctest: +SKIP
     """
 
-    _log = False
-
-    def __init__(
-        self,
-        *,
-        radii: Array,
-        value: Array,
-        low: Array | None = None,
-        high: Array | None = None,
-        names: list[str] | None = None,
-        metric: str = "mse",
-        norm: float | str = 2,
-        radius_unit: str = "units of X",
-        confidence_level: float | None = None,
-        constant: float | None = None,
-    ) -> None:
-        self.radii = radii
-        self.value = value
-        self.low = low
-        self.high = high
-        self.names = names
-        self.metric = metric
-        self.norm = norm
-        self.radius_unit = radius_unit
-        self.confidence_level = confidence_level
-        self.constant = constant
-
-    def _curves(self) -> tuple[Sequence[Array], Sequence[Array]]:
-        value, radii = as_rows(self.value, "value"), as_numbers(self.radii, "radii")
-        if radii.shape != value.shape[1:]:
-            raise ValueError(
-                f"radii has shape {radii.shape}, but value has {value.shape[1]} points a curve. "
-                "Pass one radius for each point."
-            )
-        if self.metric not in _METRICS:
-            raise ValueError(f"metric must be one of {tuple(_METRICS)}, got {self.metric!r}.")
-        return [radii] * len(value), value
-
-    def _limits(self) -> tuple[Any, Any, str]:
-        level = self.confidence_level
-        if level is not None:
-            check_scalar(level, "confidence_level", Real)
-        label = "interval" if level is None else f"{100 * level:.4g} % interval"
-        return as_rows(self.low, "low"), as_rows(self.high, "high"), label
-
-    def _dress(self, ax: Any) -> None:
-        ax.set(xlabel=self._radius_label(), ylabel=_METRICS[self.metric])
-        self.worse_from_ = self._worse_from()
-        if self.constant is not None and np.isfinite(self.worse_from_).any():
-            _remark(ax, self.radii, float(self.constant))
-
-    def _worse_from(self) -> list[float]:
-        values = as_rows(self.value, "value")
-        if self.constant is None:
-            return [np.inf] * len(values)
-        gap = values - self.constant
-        worse = gap < 0 if self.metric in _SCORES else gap > 0
-        first = np.argmax(worse, axis=1)
-        return [
-            float(self.radii[i]) if own.any() else np.inf
-            for i, own in zip(first, worse, strict=True)
-        ]
-
-    def _radius_label(self) -> str:
-        order = norm_order(self.norm)
-        if order is None:
-            return "Radius of the attack (Mahalanobis distance)"
-        p = r"\infty" if np.isinf(order) else f"{order:g}"
-        return rf"Radius of the attack, $\ell_{{{p}}}$ norm ({self.radius_unit})"
-
     @classmethod
     def from_estimator(
         cls,
@@ -216,8 +123,7 @@ class AdversarialRiskDisplay(CurveDisplay):
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Targets.
         radii : array-like of shape (n_radii,), default=None
-            Radii of the attack, increasing. None is 51 radii from 0 to 1: up to one unit of
-            `feature_scale`, or of X.
+            Radii of the attack, increasing. None is 51 from 0 to one unit of `feature_scale` or X.
         norm : float >= 1, inf or "mahalanobis", default=2
             Norm of the attack.
         metric : str, default="mse"
@@ -366,7 +272,7 @@ class AdversarialRiskDisplay(CurveDisplay):
             If `estimators` is one model, or `plot` would refuse an argument.
         """
         cls._ready("from_estimators", ax, kwargs)
-        named, radii = by_name(estimators), _checked_radii(radii)
+        named, radii = by_name(estimators), as_radii(radii)
         scorer = make_adversarial_scorer(
             0.0,
             norm,
@@ -384,19 +290,16 @@ class AdversarialRiskDisplay(CurveDisplay):
             max_queries=max_queries,
             random_state=random_state,
         )
-        found = {}
-        for name, estimator in named.items():
-            with _about(name):
-                found[name] = scorer.explain(estimator, X, y, radii, sample_weight)
+        found = each(named, lambda model: scorer.explain(model, X, y, radii, sample_weight))
         curves = [risk.value for risk in found.values()]
         display = cls(
             radii=radii,
             value=np.array(curves if len(curves) > 1 else curves[0]),
-            names=[_named(name, risk.kind) for name, risk in found.items()],
+            names=[n if r.kind == "exact" else f"{n} ({r.kind})" for n, r in found.items()],
             metric=metric,
             norm=norm,
-            radius_unit=_unit(feature_scale, "feature_scale"),
-            constant=_of_constant(metric, quantile, X, y, sample_weight),
+            radius_unit=radius_unit(feature_scale, "feature_scale"),
+            constant=of_constant(metric, quantile, X, y, sample_weight),
         )
         return display.plot(ax, **kwargs)
 
@@ -460,27 +363,27 @@ class AdversarialRiskDisplay(CurveDisplay):
         """
         cls._ready("from_certified", ax, kwargs)
         named = by_name([estimators] if hasattr(estimators, "predict") else estimators)
-        found = {}
-        for name, estimator in named.items():
-            with _about(name):
-                found[name] = certified_radius(
-                    estimator,
-                    X,
-                    y,
-                    norm=norm,
-                    scale=feature_scale,
-                    covariance=covariance,
-                    features=features,
-                    bounds=bounds,
-                    n_columns=n_columns,
-                    integer=integer,
-                    categories=categories,
-                    link=link,
-                )
+        found = each(
+            named,
+            lambda model: certified_radius(
+                model,
+                X,
+                y,
+                norm=norm,
+                scale=feature_scale,
+                covariance=covariance,
+                features=features,
+                bounds=bounds,
+                n_columns=n_columns,
+                integer=integer,
+                categories=categories,
+                link=link,
+            ),
+        )
         if radii is None:
             every = [np.quantile(np.append(r[np.isfinite(r)], 0.0), 0.99) for r in found.values()]
             radii = np.linspace(0.0, float(max(every)) or 1.0, 201)
-        radii = _checked_radii(radii)
+        radii = as_radii(radii)
         shares = [np.mean(certified[:, None] > radii, axis=0) for certified in found.values()]
         display = cls(
             radii=radii,
@@ -488,7 +391,8 @@ class AdversarialRiskDisplay(CurveDisplay):
             names=list(named),
             metric="certified" if y is None else "certified right",
             norm=norm,
-            radius_unit=_unit(feature_scale, "feature_scale"),
+            radius_unit=radius_unit(feature_scale, "feature_scale"),
+            constant=None if y is None else of_constant("accuracy", 0.5, X, y, None),
         )
         return display.plot(ax, **kwargs)
 
@@ -541,8 +445,7 @@ class AdversarialRiskDisplay(CurveDisplay):
         intercept_position : {"first", "last"}, default="first"
             Which column that is.
         gradient_scale : float, default=1.0
-            Factor between these gradients and those of the mean half loss, see
-            `gradient_adversarial_risk`.
+            Factor from those of the mean half loss to these, see `gradient_adversarial_risk`.
         scale, covariance : array-like, default=None
             Budgets of the features, or covariance of the Mahalanobis norm, see `dual_norm`.
         name : str, default=None
@@ -571,7 +474,7 @@ class AdversarialRiskDisplay(CurveDisplay):
             antithetic,
             coef=coef,
             batch_size=batch_size,
-            radius=_checked_radii(radii),
+            radius=as_radii(radii),
             norm=norm,
             target=target,
             noise_variance=noise_variance,
@@ -589,58 +492,7 @@ class AdversarialRiskDisplay(CurveDisplay):
             high=np.asarray(found.high),
             names=[f"From gradients, {target} target" if name is None else name],
             norm=norm,
-            radius_unit=_unit(scale, "scale"),
+            radius_unit=radius_unit(scale, "scale"),
             confidence_level=confidence_level,
         )
         return display.plot(ax, **kwargs)
-
-    def __repr__(self) -> str:
-        (r, *_), curves = self._curves()
-        return (
-            f"<AdversarialRiskDisplay of {self.metric}: {self._described(len(curves))} "
-            f"at {len(r)} radii from {r[0]:g} to {r[-1]:g}>"
-        )
-
-
-@contextmanager
-def _about(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        error.add_note(f"This is about the model {name!r}.")
-        raise
-
-
-def _remark(ax: Any, radii: Array, constant: float) -> None:
-    """Draw the best constant prediction once, with a remark; neither is a curve of the legend."""
-    there = [text.get_position()[1] for text in ax.texts if text.get_text() == _REMARK]
-    if constant not in there:
-        ax.hlines(constant, radii[0], radii[-1], colors="0.4", linewidth=1.0, linestyles=":")
-        ax.text(radii[0], constant, _REMARK, fontsize="x-small", color="0.3", va="bottom")
-
-
-def _named(name: str, kind: str) -> str:
-    return name if kind == "exact" else f"{name} ({kind})"
-
-
-def _of_constant(metric: str, quantile: float, X: Any, y: Any, sample_weight: Any) -> float:
-    """Metric of the best constant prediction."""
-    kind: Any = DummyClassifier(strategy="prior")
-    if metric not in ("accuracy", "roc_auc", "log_loss"):
-        strategy = {"mae": "median", "quantile": "quantile"}.get(metric, "mean")
-        kind = DummyRegressor(strategy=strategy, quantile=quantile)
-    constant = kind.fit(X, y, sample_weight)
-    scorer = make_adversarial_scorer(
-        0.0, metric=metric, quantile=quantile, on_nonaffine="search", max_queries=1
-    )
-    return float(scorer.curve(constant, X, y, 0.0, sample_weight))
-
-
-def _checked_radii(radii: npt.ArrayLike | None) -> Array:
-    if radii is None:
-        return np.linspace(0.0, 1.0, 51)
-    return as_increasing(radii, "radii", "np.linspace(0, 1, 51)")
-
-
-def _unit(scale: Any, name: str) -> str:
-    return "units of X" if scale is None else f"multiples of {name}"

@@ -16,6 +16,7 @@ from sklearn_gradhess.plotting._inputs import (
     as_covariance,
     by_name,
     called,
+    columns_of,
     eigenvalues,
     last_step,
 )
@@ -242,7 +243,7 @@ class HessianSpectrumDisplay(CurveDisplay):
             argument.
         ValueError
             If there is no estimator, or a matrix is no covariance of as many features; if an
-            estimator has the name of the given covariance.
+            estimator has the name of the given covariance, or was fitted with `n_components`.
         """
         cls._ready("from_estimators", ax, kwargs)
         named, truth = by_name(estimators), "Given covariance"
@@ -255,6 +256,11 @@ class HessianSpectrumDisplay(CurveDisplay):
         for name, estimator in named.items():
             check_is_fitted(estimator)
             if not hasattr(estimator, "covariance_"):
+                if getattr(estimator, "n_components", None) is not None:
+                    raise ValueError(
+                        f"{called(name, estimator)} has n_components={estimator.n_components}, and "
+                        "a spectrum is of all components. Fit it with n_components=None."
+                    )
                 raise TypeError(
                     f"{called(name, estimator)} has no covariance_. Pass a fitted "
                     "GradientCovarianceEstimator; of a fitted model its covariance_estimator_."
@@ -263,8 +269,8 @@ class HessianSpectrumDisplay(CurveDisplay):
             matrices[name] = estimator
             spreads.append(_spread(estimator))
         if covariance is not None:
-            d = len(estimator.covariance_)
-            matrices[truth] = as_covariance(covariance, "covariance", d)
+            as_covariance(covariance, "covariance", len(estimator.covariance_))
+            matrices[truth] = covariance
             spreads.append(None)
         return cls._of(matrices, spreads, relative_to).plot(ax, **kwargs)
 
@@ -285,6 +291,7 @@ class HessianSpectrumDisplay(CurveDisplay):
             Symmetric matrices by name.
         relative_to : array-like of shape (n_features, n_features) or estimator, default=None
             Sigma, a true Hessian: draw the spectrum of ``P^-1 Sigma`` for each matrix P.
+            Named columns are matched by name.
         ax : matplotlib Axes, default=None
             Axes to plot on. None makes a new figure.
         **kwargs : dict
@@ -314,11 +321,13 @@ class HessianSpectrumDisplay(CurveDisplay):
 
     @classmethod
     def _of(cls, matrices: dict[str, Any], spreads: list[_Spread | None], relative_to: Any) -> Self:
-        d = None
+        d, columns = None, columns_of(relative_to)
         if relative_to is not None:
             relative_to = as_covariance(relative_to, "relative_to")
             d = len(relative_to)
-        checked = [as_covariance(matrix, repr(name), d) for name, matrix in matrices.items()]
+        checked = [
+            as_covariance(matrix, repr(name), d, columns) for name, matrix in matrices.items()
+        ]
         if relative_to is None:
             spectra = [eigenvalues(matrix) for matrix in checked]
             pairs = list(zip(spectra, spreads, strict=True))

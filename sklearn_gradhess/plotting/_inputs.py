@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["as_covariance", "as_increasing", "by_name", "called", "eigenvalues", "last_step"]
+__all__ = [
+    "as_covariance",
+    "as_increasing",
+    "as_radii",
+    "by_name",
+    "called",
+    "columns_of",
+    "each",
+    "eigenvalues",
+    "last_step",
+    "radius_unit",
+]
 
 Array = npt.NDArray[np.float64]
 
@@ -61,10 +73,24 @@ def as_increasing(values: npt.ArrayLike, name: str, example: str) -> Array:
     return found
 
 
-def as_covariance(covariance: Any, name: str, n_features: int | None = None) -> Array:
-    """Symmetric matrix, or the `covariance_` of a fitted estimator."""
+def columns_of(covariance: Any) -> list[str] | None:
+    """Names of the features that a covariance is about, if it has them."""
+    found = getattr(covariance, "covariance_", covariance)
+    names = getattr(covariance, "feature_names_in_", getattr(found, "columns", None))
+    return None if names is None else list(names)
+
+
+def as_covariance(
+    covariance: Any, name: str, n_features: int | None = None, columns: list[str] | None = None
+) -> Array:
+    """Symmetric matrix, or the `covariance_` of a fitted estimator; `columns` gives the order."""
     found = getattr(covariance, "covariance_", covariance)
     if hasattr(found, "fit"):
+        if getattr(found, "n_components", None) is not None:
+            raise ValueError(
+                f"{name} is a {type(found).__name__} with n_components={found.n_components}, and a "
+                "covariance of all components is needed. Fit it with n_components=None."
+            )
         raise ValueError(
             f"{name} is a {type(found).__name__} that is not fitted: fit it first, or pass a "
             "matrix."
@@ -88,7 +114,16 @@ def as_covariance(covariance: Any, name: str, n_features: int | None = None) -> 
             f"{name} is not symmetric: entries differ by {asymmetry:.3g} from their mirror images. "
             "Pass (A + A.T) / 2 if that is what you mean."
         )
-    return (matrix + matrix.T) / 2
+    own, matrix = columns_of(covariance), (matrix + matrix.T) / 2
+    if columns is None or own is None:
+        return matrix
+    if set(own) != set(columns):
+        raise ValueError(
+            f"{name} is a covariance of the columns {own}, but the other one is of {columns}. Pass "
+            "those of the same columns, in any order."
+        )
+    order = [own.index(column) for column in columns]
+    return matrix[np.ix_(order, order)]
 
 
 def eigenvalues(matrix: Array) -> Array:
@@ -96,3 +131,27 @@ def eigenvalues(matrix: Array) -> Array:
     values = np.linalg.eigvalsh(matrix.astype(np.float64))[::-1]
     rounding = len(values) * np.finfo(matrix.dtype).eps * np.abs(values).max()
     return np.where(np.abs(values) <= rounding, 0.0, values)
+
+
+def as_radii(radii: npt.ArrayLike | None) -> Array:
+    """Radii of an attack, increasing; by default up to one unit."""
+    if radii is None:
+        return np.linspace(0.0, 1.0, 51)
+    return as_increasing(radii, "radii", "np.linspace(0, 1, 51)")
+
+
+def radius_unit(scale: Any, name: str) -> str:
+    """Say in what the radius is measured."""
+    return "units of X" if scale is None else f"multiples of {name}"
+
+
+def each(named: dict[str, Any], measure: Callable[[Any], Any]) -> dict[str, Any]:
+    """Measure each model; an error notes which it is about."""
+    found = {}
+    for name, estimator in named.items():
+        try:
+            found[name] = measure(estimator)
+        except ValueError as error:
+            error.add_note(f"This is about the model {name!r}.")
+            raise
+    return found

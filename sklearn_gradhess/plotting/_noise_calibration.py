@@ -16,7 +16,13 @@ from sklearn_gradhess.covariance import GradientCovarianceEstimator
 from sklearn_gradhess.diagnostics import expected_relative_error
 from sklearn_gradhess.exceptions import CalibrationWarning
 from sklearn_gradhess.noise import as_generator
-from sklearn_gradhess.plotting._inputs import as_covariance, as_increasing, by_name, eigenvalues
+from sklearn_gradhess.plotting._inputs import (
+    as_covariance,
+    as_increasing,
+    by_name,
+    columns_of,
+    eigenvalues,
+)
 from sklearn_gradhess.plotting._style import CurveDisplay, as_numbers, as_rows, curves_of
 
 __all__ = ["NoiseCalibrationDisplay"]
@@ -410,6 +416,11 @@ def _check_estimator(estimator: Any) -> None:
             "NoiseCalibrationDisplay refits a GradientCovarianceEstimator, got "
             f"{type(estimator).__name__}. Of a fitted model pass its covariance_estimator_."
         )
+    if estimator.n_components is not None:
+        raise ValueError(
+            f"NoiseCalibrationDisplay compares whole covariances, and n_components="
+            f"{estimator.n_components} keeps a part of one. Use n_components=None."
+        )
     if estimator.noise == "none":
         raise ValueError(
             "noise='none' injects no noise, so its error is one number, not a curve. Use "
@@ -428,7 +439,7 @@ def _truth(estimator: Any, data: dict[str, Any], covariance: Any, d: int) -> Arr
             shuffle=False,
         )
         covariance = exact.fit(**data).covariance_
-    hessian = as_covariance(covariance, "covariance", d)
+    hessian = as_covariance(covariance, "covariance", d, columns_of(data.get("X")))
     if not hessian.any():
         raise ValueError(
             "The covariance to compare with is zero, so no error is relative to it. Are all "

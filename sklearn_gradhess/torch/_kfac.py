@@ -178,7 +178,7 @@ class TargetNoiseKFAC(torch.optim.Optimizer):
         RuntimeError
             If the closure did not call the loss module, or did not go backward.
         ValueError
-            If a layer was used twice, or not at all.
+            If a layer was used twice, or not at all, or the loss has no curvature.
         """
         run, options = self.state["run"], self.param_groups[0]
         before = _random_state(self._device)
@@ -186,6 +186,8 @@ class TargetNoiseKFAC(torch.optim.Optimizer):
         with torch.enable_grad(), seen:
             loss = closure()
         value, rows = _number(loss), seen.rows()
+        if "damping" not in run:
+            _refuse_flat(rows, self._loss)
         if not math.isfinite(value):
             self._go_back(run.get("kept", []))
             return loss
@@ -429,6 +431,9 @@ class _Seen:
         self._hooks = [
             layer.module.register_forward_hook(self._see_layer) for layer in self._layers
         ]
+        self._listen()
+
+    def _listen(self) -> None:
         self._hooks.append(self._loss.register_forward_hook(self._see_loss))
 
     def __exit__(self, *_: object) -> None:
@@ -452,7 +457,9 @@ class _Seen:
                 "Freeze it with requires_grad_(False), or call the loss after the forward pass."
             )
         f, targets = inputs[:2]
-        xi = hessian_root(loss, f, targets)(signs(f, self._generator)) * math.sqrt(len(f))
+        self._hooks.pop().remove()  # derivatives may be those of further calls of the loss
+        xi = hessian_root(loss, f.detach(), targets)(signs(f, self._generator)) * math.sqrt(len(f))
+        self._listen()
         outputs = [self._outputs[layer.module] for layer in self._layers]
         with torch.enable_grad():
             self._noise = torch.autograd.grad(f, outputs, xi.to(f.dtype), retain_graph=True)
@@ -473,6 +480,15 @@ class _Seen:
             _Rows(layer, self._inputs[layer.module], g, self._slope[layer.module])
             for layer, g in zip(self._layers, self._noise, strict=True)
         ]
+
+
+def _refuse_flat(rows: list[_Rows], loss: nn.Module) -> None:
+    if any(r.slope.any() for r in rows) and not any(r.noise.any() for r in rows):
+        raise ValueError(
+            f"The curvature of {loss} is zero in the first batch, though its gradient is not: it "
+            "is linear in the outputs wherever they are (as L1Loss is), or its transition is too "
+            "narrow. Use a twice differentiable loss, such as HuberLoss."
+        )
 
 
 def _first_damping(rows: list[_Rows]) -> float:
