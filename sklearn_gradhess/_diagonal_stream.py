@@ -136,6 +136,8 @@ class DiagonalStream:
         Whether every row so far was on the side of its class when it joined the model.
     trouble : str
         What a user should know of the solution.
+    chosen : float or ndarray of shape (d,)
+        What a fit multiplied the automatic penalty by.
     """
 
     loss: Any
@@ -151,6 +153,7 @@ class DiagonalStream:
     targets: Any = 0.0
     separable: bool = True
     trouble: str = ""
+    chosen: Any = 1.0
 
     @classmethod
     def empty(
@@ -172,13 +175,23 @@ class DiagonalStream:
         seen: Seen,
         ridge: Array,
         spread: Spread,
+        chosen: Any,
     ) -> "DiagonalStream":
         """Return the model that stands for a fit which ended at W with this diagonal."""
         scale = _Scale(
             loss.scale if isinstance(loss, ScaledLoss) else 0.0, seen.weight * seen.per_weight
         )
         return cls(
-            loss, has_intercept, seen, W, squares, ridge, spread, scale=scale, separable=False
+            loss,
+            has_intercept,
+            seen,
+            W,
+            squares,
+            ridge,
+            spread,
+            scale=scale,
+            separable=False,
+            chosen=chosen,
         )
 
     @property
@@ -220,7 +233,8 @@ class DiagonalStream:
         """Minimise the loss of the rows that wait and the model together."""
         rows, h = join(self.waiting), int(self.has_intercept)
         spread = self.spread.plus(rows.X, rows.weight)
-        model = self._under(self.penalty.ridge(self.seen.weight, spread, self.seen.unit))
+        ridge = self.penalty.ridge(self.seen.weight, spread, self.seen.unit)
+        model = self._under(ridge * self.chosen if isinstance(self.penalty.alpha, str) else ridge)
         features, X = _with_entries(rows.X)
         places = np.concatenate([np.arange(h), h + features])
         weight = float(rows.weight.sum())
