@@ -33,6 +33,7 @@ _TOL = 1e-2  # statistical errors that a block's minimum may be missed by
 _SCALES = 20  # that are tried for a solution
 _CLOSE = 1e-3  # relative error of a scale that is none, times the root of the observations
 _LEAST = 1e-3  # scale over the size of the targets, below which rows were fitted too well to tell
+_NOTHING = 1e7  # decrement over the rounding of the objective: a millionth of its unit
 _UNLIKELY = -np.log(1e-9)
 
 
@@ -135,6 +136,8 @@ class DiagonalStream:
         Whether every row so far was on the side of its class when it joined the model.
     trouble : str
         What a user should know of the solution.
+    chosen : float or ndarray of shape (d,)
+        What a fit multiplied the automatic penalty by.
     """
 
     loss: Any
@@ -150,6 +153,7 @@ class DiagonalStream:
     targets: Any = 0.0
     separable: bool = True
     trouble: str = ""
+    chosen: Any = 1.0
 
     @classmethod
     def empty(
@@ -171,13 +175,23 @@ class DiagonalStream:
         seen: Seen,
         ridge: Array,
         spread: Spread,
+        chosen: Any,
     ) -> "DiagonalStream":
         """Return the model that stands for a fit which ended at W with this diagonal."""
         scale = _Scale(
             loss.scale if isinstance(loss, ScaledLoss) else 0.0, seen.weight * seen.per_weight
         )
         return cls(
-            loss, has_intercept, seen, W, squares, ridge, spread, scale=scale, separable=False
+            loss,
+            has_intercept,
+            seen,
+            W,
+            squares,
+            ridge,
+            spread,
+            scale=scale,
+            separable=False,
+            chosen=chosen,
         )
 
     @property
@@ -219,7 +233,8 @@ class DiagonalStream:
         """Minimise the loss of the rows that wait and the model together."""
         rows, h = join(self.waiting), int(self.has_intercept)
         spread = self.spread.plus(rows.X, rows.weight)
-        model = self._under(self.penalty.ridge(self.seen.weight, spread, self.seen.unit))
+        ridge = self.penalty.ridge(self.seen.weight, spread, self.seen.unit)
+        model = self._under(ridge * self.chosen if isinstance(self.penalty.alpha, str) else ridge)
         features, X = _with_entries(rows.X)
         places = np.concatenate([np.arange(h), h + features])
         weight = float(rows.weight.sum())
@@ -320,7 +335,8 @@ class DiagonalStream:
                 f"The last {len(rows)} of {n_rows} rows are of one class: the order of the rows "
                 "sorts by the target, which costs accuracy. Shuffle the rows, or use fit."
             )
-        if found.ending in (Ending.STALLED, Ending.EXHAUSTED):
+        left = found.look.decrement > _NOTHING * found.look.point.slack
+        if left and found.ending in (Ending.STALLED, Ending.EXHAUSTED):
             return (
                 f"No finite minimum was found for the {n_rows} rows so far: the loss is too flat, "
                 "or has none, such as that of a Poisson model without a single count. Pass "

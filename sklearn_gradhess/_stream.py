@@ -106,6 +106,7 @@ class StreamMixin:
     noise: str
     _factors: Sequence[Array]
     _fit_saw: FitSaw
+    alpha_: Any
 
     @property
     def _begun(self) -> bool:
@@ -192,6 +193,8 @@ class StreamMixin:
                 seen=saw.seen,
                 ridge=saw.ridge[int(has_intercept) :] * saw.seen.weight,
                 spread=saw.spread,
+                # "auto" stays what the fit took it for
+                chosen=self.alpha_ * (saw.seen.weight * saw.seen.unit),
             )
         self._refuse_unfit(X, Y)  # type: ignore[attr-defined]
         quadratics = []

@@ -352,6 +352,16 @@ def test_after_a_fit_without_a_matrix_it_goes_on(rng, how, loss):
     assert excess(model, best, X, y) < 0.5 * excess(alone, best, X, y)
 
 
+def test_after_a_fit_the_automatic_penalty_is_what_the_fit_chose(rng):
+    X = sparse.random(800, 6000, density=2e-3, format="csr", random_state=0)
+    y = (X @ rng.standard_normal(6000) > 0).astype(int)
+    model = PreconditionedSGDClassifier(random_state=0).fit(X, y)
+    assert model.preconditioner_ == "diagonal"
+    before, size = model.decision_function(X), np.abs(model.coef_).max()
+    model.partial_fit(X[:1], y[:1])
+    assert np.abs(model.decision_function(X) - before).max() < 0.1 * size
+
+
 def test_a_changed_parameter_is_refused(rng):
     X, y = rows(rng, "huber")
     model = learn(estimator("huber"), X, y, 400)
@@ -400,7 +410,8 @@ def test_a_rare_class_may_be_missing_from_a_block_without_a_word(rng):
 
 def test_a_descent_that_ends_nowhere_is_said(rng, monkeypatch):
     def exhausted(problem, start, tol):
-        return descend_by_diagonal(problem, start, tol)._replace(ending=Ending.EXHAUSTED)
+        found = descend_by_diagonal(problem, start, tol)
+        return found._replace(ending=Ending.EXHAUSTED, look=found.look._replace(decrement=1.0))
 
     monkeypatch.setattr("sklearn_gradhess._diagonal_stream.descend_by_diagonal", exhausted)
     X, y = rows(rng, "poisson", n=_ROWS)
