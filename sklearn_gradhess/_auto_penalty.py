@@ -23,17 +23,20 @@ __all__ = ["Chosen", "choose_penalty", "concentration", "wideness"]
 Array = npt.NDArray[np.float64]
 _NARROW = 1_000  # features up to which, and rows a feature from which on, the default is plain
 _ROWS_A_FEATURE = 10
+_COMMON = 2.0  # concentration of a Laplacian feature
 _DECADE = 10  # and factor beyond each within which the choice sets in
 _STRIDE, _STEPS = 4.0, 5  # of the penalties that are tried: from 4^5 down to one
 _HELD_OUT = 5  # one row of so many of each class
 _TOL = 1e-3  # statistical errors to which each is fitted: half-fitted ones predict otherwise
 
 
-def wideness(n_features: int, n_samples: float) -> float:
+def wideness(n_features: int, n_samples: float, concentrated: float = 1.0) -> float:
     """How far the penalty is chosen by the rows: between zero, where it is 1/n, and one.
 
     Up to 1,000 features, or from ten rows a feature on (the rule of thumb of Peduzzi et al. 1996),
-    the log odds are not left to themselves. Within a decade of both the choice sets in.
+    the log odds are not left to themselves. Within a decade of both the choice sets in. Of rare
+    features only so many rows count as inform on them, by their median `concentration`, of which
+    two is still that of common ones.
 
     Examples
     --------
@@ -41,7 +44,8 @@ def wideness(n_features: int, n_samples: float) -> float:
     >>> wideness(30, 20), wideness(5_000, 50_000), wideness(20_000, 500)
     (0.0, 0.0, 1.0)
     """
-    beyond = min(n_features / _NARROW, _ROWS_A_FEATURE * n_features / n_samples)
+    informing = n_samples / max(concentrated / _COMMON, 1.0)
+    beyond = min(n_features / _NARROW, _ROWS_A_FEATURE * n_features / informing)
     return float(np.clip(np.log(max(beyond, 1.0)) / np.log(_DECADE), 0.0, 1.0))
 
 

@@ -179,10 +179,13 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         total = float(weight.sum())
         self.alpha_, width = penalty.of_mean(total * unit), 0.0
         if isinstance(self.alpha, str) and penalty.units == "std" and self.noise != "single":
-            count = observations(sample_weight) or len(weight)
-            width = wideness(int(np.count_nonzero(spread.variance)), count)
+            varies = spread.variance > 0
+            count, d = observations(sample_weight) or len(weight), int(varies.sum())
+            if wideness(d, 1):  # of few features nothing else matters
+                ratio = concentration(X, weight, spread)
+                width = wideness(d, count, float(np.median(ratio[varies])))
         if width:
-            self.alpha_ = self.alpha_ * concentration(X, weight, spread) ** width
+            self.alpha_ = self.alpha_ * ratio**width
             penalty = Penalty(self.alpha_, "std")
         problem = Problem(
             X,

@@ -44,6 +44,7 @@ def test_the_choice_sets_in_beyond_a_thousand_features_and_ten_rows_for_each(d, 
     assert (width == 1) == (d >= 10_000 and n <= d)
     assert wideness(d + 1, n) - width <= 1 / d
     assert width <= wideness(d + 1, n)
+    assert wideness(d, n, 2.0) == width <= wideness(d, n, 5.0)
 
 
 def test_an_indicator_is_as_concentrated_as_it_is_rare():
@@ -109,7 +110,7 @@ def test_it_sets_in_without_a_jump(rng):
 def test_no_other_multiple_predicts_held_out_rows_better(rng, make):
     X, y = make(rng)
     model = Classifier(random_state=0).fit(X, y)
-    width = wideness(X.shape[1], len(y))
+    width = wideness(X.shape[1], len(y), np.median(ratios(X)))
     least = ratios(X) ** width / len(y)
     multiple = np.median(model.alpha_ / least)
     assert_allclose(model.alpha_, multiple * least, rtol=1e-9)
