@@ -83,4 +83,5 @@ def main(path, block, solver, seconds):
 
 
 if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose distributed.py is not dask's
     main(*sys.argv[1:])
