@@ -357,9 +357,9 @@ def test_after_a_fit_the_automatic_penalty_is_what_the_fit_chose(rng):
     y = (X @ rng.standard_normal(6000) > 0).astype(int)
     model = PreconditionedSGDClassifier(random_state=0).fit(X, y)
     assert model.preconditioner_ == "diagonal"
-    before, size = model.decision_function(X), np.abs(model.coef_).max()
+    before = model.decision_function(X)
     model.partial_fit(X[:1], y[:1])
-    assert np.abs(model.decision_function(X) - before).max() < 0.1 * size
+    assert np.abs(model.decision_function(X) - before).max() < 0.2 * np.abs(before).max()
 
 
 def test_a_changed_parameter_is_refused(rng):
