@@ -18,7 +18,7 @@ from sklearn_gradhess._sample_space import in_sample_space
 from sklearn_gradhess._solver import Settings, approach
 from sklearn_gradhess._steps import StepSettings
 
-__all__ = ["Chosen", "choose_penalty", "concentration", "wideness"]
+__all__ = ["Chosen", "Law", "choose_penalty", "concentration", "mean_deviation", "wideness"]
 
 Array = npt.NDArray[np.float64]
 _NARROW = 1_000  # features up to which, and rows a feature from which on, the default is plain
@@ -49,29 +49,71 @@ def wideness(n_features: int, n_samples: float, concentrated: float = 1.0) -> fl
     return float(np.clip(np.log(max(beyond, 1.0)) / np.log(_DECADE), 0.0, 1.0))
 
 
-def concentration(X: Any, weight: Array, spread: Spread) -> Array:
+def mean_deviation(X: Any, weight: Array, mean: Array) -> Array:
+    """Sum the weighted distances of each feature from its mean."""
+    if sparse.issparse(X):
+        X, d, total = X.tocsr(), len(mean), float(weight.sum())
+        w = np.repeat(weight, np.diff(X.indptr))
+        stored = np.bincount(X.indices, w * np.abs(X.data - mean[X.indices]), d)
+        return stored + (total - np.bincount(X.indices, w, d)) * np.abs(mean)
+    deviation, step = np.zeros_like(mean), max(64, 2**17 // max(len(mean), 1))
+    for start in range(0, len(weight), step):
+        piece = slice(start, start + step)
+        deviation += weight[piece] @ np.abs(X[piece] - mean)
+    return deviation
+
+
+def concentration(variance: Array, deviation: Array) -> Array:
     """Variance over squared mean deviation of each feature, inverse to the rows that inform on it.
 
     It is one where all rows deviate by as much, pi/2 for Gaussians (Geary 1935), and 1/(4 f (1-f))
     for an indicator of frequency f. With it in the penalty per standard deviation an indicator is
     penalised as much whatever its frequency; and neither units nor shifts matter.
     """
-    mean, total = spread.mean, float(weight.sum())
-    if sparse.issparse(X):
-        X, d = X.tocsr(), len(mean)
-        w = np.repeat(weight, np.diff(X.indptr))
-        stored = w * np.abs(X.data - mean[X.indices])
-        deviation = np.bincount(X.indices, stored, d).astype(np.float64)
-        deviation = deviation + (total - np.bincount(X.indices, w, d)) * np.abs(mean)
-    else:
-        deviation, step = np.zeros_like(mean), max(64, 2**17 // max(len(mean), 1))
-        for start in range(0, len(weight), step):
-            piece = slice(start, start + step)
-            deviation += weight[piece] @ np.abs(X[piece] - mean)
-    scale = np.square(deviation / total)
-    varies = (spread.variance > 0) & (scale > 0)
-    ratio = np.divide(spread.variance, scale, out=np.ones_like(scale), where=varies)
+    scale = np.square(deviation)
+    varies = (variance > 0) & (scale > 0)
+    ratio = np.divide(variance, scale, out=np.ones_like(scale), where=varies)
     return np.maximum(ratio, 1.0)
+
+
+class Law(NamedTuple):
+    """The automatic penalty of rows of which more may come; a value, never changed.
+
+    Attributes
+    ----------
+    multiple : float or None
+        Of the penalty where `wideness` is one; None until rows have chosen it.
+    weight : float
+        Sum of the weights of the rows in `deviation`.
+    deviation : ndarray of shape (d,)
+        Weighted sum of the distances of each feature from the mean of its block.
+    """
+
+    multiple: float | None = None
+    weight: float = 0.0
+    deviation: Any = 0.0
+
+    def plus(self, X: Any, weight: Array, mean: Array) -> "Law":
+        """Return that of another block of rows too, which have this mean."""
+        if not wideness(len(mean), 1):  # of few features nothing else matters
+            return self
+        return self._replace(
+            weight=self.weight + float(weight.sum()),
+            deviation=self.deviation + mean_deviation(X, weight, mean),
+        )
+
+    def choosing(self, multiple: float, width: float) -> "Law":
+        """Return that of rows so wide that have chosen this multiple."""
+        return self._replace(multiple=multiple ** (1 / width))
+
+    def of(self, spread: Spread, n_samples: float) -> tuple[Array, float]:
+        """Return the `concentration` of each feature, and the `wideness` of the rows."""
+        varies = spread.variance > 0
+        if not self.weight or not varies.any():
+            return np.ones_like(spread.mean), 0.0
+        ratio = concentration(spread.variance, self.deviation / self.weight)
+        middle = float(np.median(ratio[varies]))
+        return ratio, wideness(int(np.count_nonzero(varies)), n_samples, middle)
 
 
 class Chosen(NamedTuple):

@@ -14,14 +14,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from sklearn_gradhess._auto_penalty import Law, choose_penalty
 from sklearn_gradhess._descent import Descent, Ending
 from sklearn_gradhess._diagonal import hessian_squares
 from sklearn_gradhess._kept_rows import KeptRows, join, joined_with
 from sklearn_gradhess._loss import ScaledLoss
 from sklearn_gradhess._online import Seen
 from sklearn_gradhess._penalty import Penalty, Spread
+from sklearn_gradhess._plan import Plan
 from sklearn_gradhess._rows import Problem
-from sklearn_gradhess._solver import descend_by_diagonal
+from sklearn_gradhess._solver import Settings, descend_by_diagonal
 from sklearn_gradhess._squares import Squares
 
 __all__ = ["DiagonalStream"]
@@ -34,6 +36,7 @@ _SCALES = 20  # that are tried for a solution
 _CLOSE = 1e-3  # relative error of a scale that is none, times the root of the observations
 _LEAST = 1e-3  # scale over the size of the targets, below which rows were fitted too well to tell
 _NOTHING = 1e7  # decrement over the rounding of the objective: a millionth of its unit
+_TELLING = 50  # rows of smaller classes, of which a fifth judges the penalty
 _UNLIKELY = -np.log(1e-9)
 
 
@@ -97,6 +100,7 @@ class _Solved(NamedTuple):
     W: Array
     ridge: Array
     spread: Spread
+    law: Law
     rows: KeptRows
     features: Any  # that have entries
     block: Block
@@ -136,8 +140,8 @@ class DiagonalStream:
         Whether every row so far was on the side of its class when it joined the model.
     trouble : str
         What a user should know of the solution.
-    chosen : float or ndarray of shape (d,)
-        What a fit multiplied the automatic penalty by.
+    law : Law
+        Of the automatic penalty.
     """
 
     loss: Any
@@ -153,7 +157,7 @@ class DiagonalStream:
     targets: Any = 0.0
     separable: bool = True
     trouble: str = ""
-    chosen: Any = 1.0
+    law: Law = field(default_factory=Law)
 
     @classmethod
     def empty(
@@ -175,7 +179,7 @@ class DiagonalStream:
         seen: Seen,
         ridge: Array,
         spread: Spread,
-        chosen: Any,
+        law: Law,
     ) -> "DiagonalStream":
         """Return the model that stands for a fit which ended at W with this diagonal."""
         scale = _Scale(
@@ -191,7 +195,7 @@ class DiagonalStream:
             spread,
             scale=scale,
             separable=False,
-            chosen=chosen,
+            law=law,
         )
 
     @property
@@ -232,31 +236,45 @@ class DiagonalStream:
     def _solved(self) -> "_Solved":
         """Minimise the loss of the rows that wait and the model together."""
         rows, h = join(self.waiting), int(self.has_intercept)
-        spread = self.spread.plus(rows.X, rows.weight)
+        own = Spread.empty(rows.X.shape[1]).plus(rows.X, rows.weight)
+        spread, weight = self.spread.merge(own), own.weight
         ridge = self.penalty.ridge(self.seen.weight, spread, self.seen.unit)
-        model = self._under(ridge * self.chosen if isinstance(self.penalty.alpha, str) else ridge)
         features, X = _with_entries(rows.X)
-        places = np.concatenate([np.arange(h), h + features])
-        weight = float(rows.weight.sum())
-        block = Block(
+        problem = Problem(
             X,
             rows.Y,
             rows.weight * (len(rows) / weight),
             self.loss,
-            model.ridge[features] / weight,
+            ridge[features] / weight,
             self.has_intercept,
             weight * self.seen.per_weight,
+        )
+        law = self.law
+        if self.penalty.automatic:
+            law = law.plus(rows.X, rows.weight, own.mean)
+            law, factor = self._automatic(law, spread, features, problem)
+            ridge = factor * ridge
+        model = self._under(ridge)
+        places = np.concatenate([np.arange(h), h + features])
+        block = Block(
+            problem.X,
+            problem.Y,
+            problem.weight,
+            problem.loss,
+            ridge[features] / weight,
+            problem.has_intercept,
+            problem.count,
             others=model.past.at(features).times(1 / weight),
             anchor=model.W[places],
         )
         block, scale, found = model._minimised(block)
         W = model.W.copy()
         W[places] = found.W
-        return _Solved(W, model.ridge, spread, rows, features, block, scale, found)
+        return _Solved(W, model.ridge, spread, law, rows, features, block, scale, found)
 
     def _absorbed(self) -> "DiagonalStream":
         """Return the model with the rows that wait in it."""
-        W, ridge, spread, rows, features, block, scale, found = self._solved
+        W, ridge, spread, law, rows, features, block, scale, found = self._solved
         curvature = None
         if not self.loss.quadratic:
             curvature = block.loss.curvature(rows.Y, block.predict(block.X, found.W))
@@ -269,12 +287,27 @@ class DiagonalStream:
             past=self.past.plus_at(features, own),
             ridge=ridge,
             spread=spread,
+            law=law if self.law.multiple or _tell(rows) else law._replace(multiple=None),
             waiting=(),
             scale=scale,
             targets=self.targets + rows.weight @ rows.Y,
             separable=separable,
             trouble=self._trouble(rows, found, separable=separable),
         )
+
+    def _automatic(
+        self, law: Law, spread: Spread, features: Any, problem: Problem
+    ) -> tuple[Law, Any]:
+        """Return the law, which rows choose once it matters, and the factor of each penalty."""
+        ratio, width = law.of(spread, self.seen.weight * self.seen.per_weight)
+        if not width:
+            return law, 1.0
+        if law.multiple is None and (problem.Y[0] != problem.Y).any():
+            least = replace(problem, alpha=problem.alpha * ratio[features] ** width)
+            settings = Settings(Plan("diagonal", "newton", problem.n, 1))
+            chosen = choose_penalty(least, settings, np.random.default_rng(0), width)
+            law = law.choosing(chosen.multiple, width)
+        return law, ((law.multiple or 1.0) * ratio) ** width
 
     def _under(self, ridge: Array) -> "DiagonalStream":
         """Return the model under another ridge: its minimum in closed form."""
@@ -356,9 +389,11 @@ class DiagonalStream:
         return len(rows) * others > _UNLIKELY
 
 
-def _size(X: Any) -> int:
-    """Entries in memory."""
-    return int(X.nnz if sparse.issparse(X) else X.size)
+def _tell(rows: KeptRows) -> bool:
+    """Whether enough rows are not of the largest class to choose a penalty once and for all."""
+    Y = rows.Y
+    largest = max(Y.sum(axis=0).max(), (len(Y) - Y.sum(axis=0)).max() if Y.shape[1] == 1 else 0.0)
+    return bool(len(Y) - largest >= _TELLING)
 
 
 def _with_entries(X: Any) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess import _blocks
+from sklearn_gradhess._auto_penalty import Law
 from sklearn_gradhess._blocks import Answer, Encoding
 from sklearn_gradhess._dask import Collection, Engine, check_collection, nameless
 from sklearn_gradhess._descent import Ending, Goal, Look, Model, Point, descend
@@ -334,6 +335,7 @@ class _Fit:
             ridge[:, 0],
             Seen(1.0, counts.n, counts.weight, counts.squares),
             spread,
+            Law(),
         )
         known = problem.loss.likelihood
         independent = problem.observations if known else float(counts.positive)

@@ -84,6 +84,11 @@ class Penalty(NamedTuple):
         """Whether there is one."""
         return isinstance(self.alpha, str) or bool(np.any(self.alpha))
 
+    @property
+    def automatic(self) -> bool:
+        """Whether the rows have a say in it, once they are wide."""
+        return isinstance(self.alpha, str) and self.units == "std"
+
     def of_mean(self, weight: float) -> Any:
         """Weight of the penalty beside the mean loss of rows of this total weight."""
         if isinstance(self.alpha, str):

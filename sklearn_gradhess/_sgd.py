@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_gradhess._accumulation import of_factor
-from sklearn_gradhess._auto_penalty import choose_penalty, concentration, wideness
+from sklearn_gradhess._auto_penalty import Law, choose_penalty
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
 from sklearn_gradhess._diagonal_hessian import DiagonalHessian
@@ -136,6 +136,8 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                     chosen = choose_penalty(problem, settings, rng, width)
                     problem = replace(problem, alpha=chosen.multiple * problem.alpha)
                     self.alpha_ = chosen.multiple * self.alpha_
+                    law = self._fit_saw.law.choosing(chosen.multiple, width)
+                    self._fit_saw = self._fit_saw._replace(law=law)
                     settings, n_passes = chosen.settings, n_passes + chosen.n_passes
                     start = chosen.start if start is None else start
                 self._fit_saw = self._fit_saw._replace(loss=loss, ridge=problem.ridge[:, 0])
@@ -178,12 +180,10 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 spread = spread.plus(X[piece], weight[piece])
         total = float(weight.sum())
         self.alpha_, width = penalty.of_mean(total * unit), 0.0
-        if isinstance(self.alpha, str) and penalty.units == "std" and self.noise != "single":
-            varies = spread.variance > 0
-            count, d = observations(sample_weight) or len(weight), int(varies.sum())
-            if wideness(d, 1):  # of few features nothing else matters
-                ratio = concentration(X, weight, spread)
-                width = wideness(d, count, float(np.median(ratio[varies])))
+        law = Law()
+        if penalty.automatic and self.noise != "single":
+            law = law.plus(X, weight, spread.mean)
+            ratio, width = law.of(spread, observations(sample_weight) or len(weight))
         if width:
             self.alpha_ = self.alpha_ * ratio**width
             penalty = Penalty(self.alpha_, "std")
@@ -196,7 +196,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             bool(self.fit_intercept),
             observations(sample_weight),
         )
-        return problem, fit_saw(problem, weight, unit, spread), width
+        return problem, fit_saw(problem, weight, unit, spread, law), width
 
     def _settings(self, problem: Problem, sample_weight: Any) -> Settings:
         """Parameters of the estimator as the solver takes them."""

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 
+from sklearn_gradhess._auto_penalty import Law
 from sklearn_gradhess._block_newton import Quadratic
 from sklearn_gradhess._conjugate_gradients import InverseHessian
 from sklearn_gradhess._diagonal import Diagonal, hessian_squares
@@ -64,6 +65,7 @@ class FitSaw(NamedTuple):
     ridge: Array
     seen: Seen
     spread: Spread
+    law: Law
     squares: Squares | None = None
 
 
@@ -193,8 +195,7 @@ class StreamMixin:
                 seen=saw.seen,
                 ridge=saw.ridge[int(has_intercept) :] * saw.seen.weight,
                 spread=saw.spread,
-                # "auto" stays what the fit took it for
-                chosen=self.alpha_ * (saw.seen.weight * saw.seen.unit),
+                law=saw.law,
             )
         self._refuse_unfit(X, Y)  # type: ignore[attr-defined]
         quadratics = []
@@ -250,7 +251,7 @@ def stream_classes(known: Any, classes: Any, y: Any) -> Any:
     return known
 
 
-def fit_saw(problem: Problem, weight: Array, unit: float, spread: Spread) -> FitSaw:
+def fit_saw(problem: Problem, weight: Array, unit: float, spread: Spread, law: Law) -> FitSaw:
     """Return what a stream needs to know of the rows of a fit, their weights in a unit."""
     return FitSaw(
         problem.loss,
@@ -259,6 +260,7 @@ def fit_saw(problem: Problem, weight: Array, unit: float, spread: Spread) -> Fit
         problem.ridge[:, 0],
         Seen(unit).plus(weight[weight > 0]),
         spread,
+        law,
     )
 
 

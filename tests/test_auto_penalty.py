@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 
 from benchmarks.wide import text
 from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
-from sklearn_gradhess._auto_penalty import concentration, wideness
+from sklearn_gradhess._auto_penalty import concentration, mean_deviation, wideness
 from sklearn_gradhess._penalty import Spread
 
 Classifier = PreconditionedSGDClassifier
@@ -19,7 +19,8 @@ Classifier = PreconditionedSGDClassifier
 
 def ratios(X, weight=None):
     weight = np.ones(X.shape[0]) if weight is None else weight
-    return concentration(X, weight, Spread.empty(X.shape[1]).plus(X, weight))
+    spread = Spread.empty(X.shape[1]).plus(X, weight)
+    return concentration(spread.variance, mean_deviation(X, weight, spread.mean) / weight.sum())
 
 
 def few_rows(rng, n=120, d=2_500, n_classes=2):
