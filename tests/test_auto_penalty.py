@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 
 from benchmarks.wide import text
 from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
-from sklearn_gradhess._auto_penalty import concentration, mean_deviation, wideness
+from sklearn_gradhess._auto_penalty import Law, concentration, mean_deviation, wideness
 from sklearn_gradhess._penalty import Spread
 
 Classifier = PreconditionedSGDClassifier
@@ -71,6 +71,58 @@ def test_concentration_has_no_unit_and_knows_weights_and_containers(seed, unit, 
         assert_allclose(ratios(rows, weight.astype(float)), expected, rtol=1e-9)
     moved = (X + shift) * 10.0**unit
     assert_allclose(ratios(moved, weight.astype(float))[:4], expected[:4], rtol=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    cut=st.integers(1, 199),
+    unit=st.integers(-200, 200),
+    scale=st.sampled_from([1e-9, 1.0, 1e9]),
+    signed=st.booleans(),
+)
+def test_deviations_add_up_block_by_block(seed, cut, unit, scale, signed):
+    rng = np.random.default_rng(seed)
+    X = (rng.random((200, 1_100)) < rng.uniform(0.001, 0.5, 1_100)) * 2.0**unit
+    X *= np.where(rng.random(X.shape) < 0.5, -1, 1) if signed else 1.0
+    weight = rng.uniform(1, 3, 200)
+    law, spread, sums = Law(), Spread.empty(1_100), np.zeros(1_100)
+    for block in (slice(0, cut), slice(cut, 200)):
+        Z, w = X[block], weight[block]
+        own = Spread.empty(1_100).plus(sparse.csr_array(Z), scale * w)
+        law, spread = law.plus(sparse.csr_array(Z), scale * w, own.mean), spread.merge(own)
+        sums += w @ np.abs(Z - np.average(Z, axis=0, weights=w))
+    mean = np.average(X, axis=0, weights=weight)
+    variance, deviation = weight @ (X - mean) ** 2 / weight.sum(), sums / weight.sum()
+    varies = sums > 0
+    expected = np.ones(1_100)
+    expected[varies] = np.maximum(variance[varies] / deviation[varies] ** 2, 1)
+    ratio, width = law.of(spread, 200)
+    assert_allclose(ratio, expected, rtol=1e-6)
+    middle = np.median(ratio[spread.variance > 0])
+    assert width == wideness(np.count_nonzero(spread.variance), 200, middle)
+
+
+def test_indicators_are_as_concentrated_in_blocks_as_together():
+    rng = np.random.default_rng(0)
+    f = rng.uniform(0.002, 0.5, 1_200)
+    X = (rng.random((40_000, 1_200)) < f).astype(np.float32)
+    law, spread = Law(), Spread.empty(1_200)
+    for start in range(0, 40_000, 1_000):
+        block = X[start : start + 1_000]
+        own = Spread.empty(1_200).plus(block, np.ones(1_000))
+        law, spread = law.plus(block, np.ones(1_000), own.mean), spread.merge(own)
+    # A block's own mean takes one of its 1,000 rows; the draw of the mean another few thousandths
+    f = X.mean(axis=0, dtype=np.float64)
+    assert_allclose(law.of(spread, 40_000)[0], 1 / (4 * f * (1 - f)), rtol=0.02)
+
+
+def test_of_few_features_or_no_rows_the_law_is_one():
+    X, w = np.eye(4), np.ones(4)
+    assert Law().plus(X, w, X.mean(axis=0)) == Law()
+    ratio, width = Law().of(Spread.empty(4).plus(X, w), 4)
+    assert width == 0
+    assert_allclose(ratio, 1)
 
 
 @pytest.mark.parametrize("make", [few_rows, words])

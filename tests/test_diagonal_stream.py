@@ -16,8 +16,9 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import log_loss
 
 from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
+from sklearn_gradhess._auto_penalty import wideness
 from sklearn_gradhess._descent import Ending
-from sklearn_gradhess._diagonal_stream import _ROWS, Block, DiagonalStream
+from sklearn_gradhess._diagonal_stream import _ROWS, _TELLING, Block, DiagonalStream
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._multinomial import MultinomialLoss
 from sklearn_gradhess._rows import Problem
@@ -285,14 +286,131 @@ def test_hashed_documents_stream_with_defaults(alternate_sign):
     rng = np.random.default_rng(3)
     vectorizer = HashingVectorizer(n_features=2**18, alternate_sign=alternate_sign)
     ours, theirs = PreconditionedSGDClassifier(), SGDClassifier(loss="log_loss", random_state=0)
-    for _ in range(4):
-        texts, y = documents(rng, 500)
-        X = vectorizer.transform(texts)
-        for model in (ours, theirs):
-            model.partial_fit(X, y, classes=[0, 1])
-    texts, y = documents(rng, 1000)
+    texts, y = documents(rng, 8000)
     X = vectorizer.transform(texts)
-    assert log_loss(y, ours.predict_proba(X)) < log_loss(y, theirs.predict_proba(X))
+    for start in range(0, len(y), 500):
+        for model in (ours, theirs):
+            part = slice(start, start + 500)
+            model.partial_fit(X[part], y[part], classes=[0, 1])
+    assert ours._online.law.multiple >= 1  # blocks were made
+    fitted = PreconditionedSGDClassifier(random_state=0).fit(X, y)
+    texts, y = documents(rng, 4000)
+    X = vectorizer.transform(texts)
+    here, there, best = (log_loss(y, m.predict_proba(X)) for m in (ours, theirs, fitted))
+    assert here < there
+    assert here < 1.02 * best
+
+
+# --- the penalty that wide rows choose
+
+
+def words(rng, n=3400, d=6000, n_classes=2):
+    X = sparse.random(n, d, density=0.005, format="csr", random_state=1)
+    signal = 3 * X @ rng.standard_normal((d, n_classes))
+    return X, (signal + rng.gumbel(size=signal.shape)).argmax(axis=1)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_penalty_of_wide_rows_is_that_of_the_law(rng, n_classes):
+    X, y = words(rng, n_classes=n_classes)
+    weight = rng.uniform(1, 2, len(y))
+    model = learn(PreconditionedSGDClassifier(), X, y, 1100, weight)
+    blocks = [slice(start, start + 1100) for start in range(0, 3300, 1100)]
+    dense, w = X[:3300].toarray(), weight[:3300]
+    deviation = np.zeros(6000)
+    for block in blocks:
+        Z, v = dense[block], w[block]
+        deviation += v @ np.abs(Z - np.average(Z, axis=0, weights=v))
+    variance = w @ (dense - np.average(dense, axis=0, weights=w)) ** 2 / w.sum()
+    ratio = variance / (deviation / w.sum()) ** 2
+    width = wideness(6000, w.sum() ** 2 / (w @ w), np.median(ratio))
+    stream = model._online
+    assert 1 <= stream.law.multiple <= 1024 * (1 + 1e-9)
+    expected = (stream.law.multiple * ratio) ** width * variance / weight[:1100].max()
+    np.testing.assert_allclose(stream.ridge, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("n", [300, 1000])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_wide_rows_that_wait_have_the_solution_of_the_default_fit(rng, n, n_classes):
+    X, y = words(rng, n, n_classes=n_classes)
+    model = learn(PreconditionedSGDClassifier(), X, y, 130)
+    assert not model._online.settled
+    best = PreconditionedSGDClassifier(preconditioner="diagonal", random_state=0).fit(X, y)
+    f, g = model.decision_function(X), best.decision_function(X)
+    assert np.abs(f - g).max() < 0.1 * np.std(g)
+
+
+def test_chunks_of_wide_rows_matter_little(rng):
+    X, y = words(rng, 7000)
+    X, Z, y, z = X[:5000], X[5000:], y[:5000], y[5000:]
+    fitted = PreconditionedSGDClassifier(random_state=0).fit(X, y)
+    best = log_loss(z, fitted.predict_proba(Z))
+    for chunk in (90, 1300, 5000):
+        model = learn(PreconditionedSGDClassifier(), X, y, chunk)
+        assert abs(log_loss(z, model.predict_proba(Z)) - best) < 0.02 * best
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e5])
+def test_units_of_wide_rows_and_of_their_weights_change_nothing(rng, scale):
+    X, y = words(rng)
+    unit = np.exp2(rng.integers(-30, 30, X.shape[1]))
+    scaled = sparse.csr_array(X @ sparse.diags_array(unit))
+    one = learn(PreconditionedSGDClassifier(), X, y, 700, np.ones(len(y)))
+    other = learn(PreconditionedSGDClassifier(), scaled, y, 700, np.ones(len(y)))
+    f, g = one.decision_function(X), other.decision_function(scaled)
+    assert np.abs(f - g).max() < 0.1 * np.std(f)
+    # A penalty of one over the weights is one of a sum of weighted losses: fewer rows, more of it
+    weighted = learn(PreconditionedSGDClassifier(), X, y, 700, np.full(len(y), scale))
+    fitted = PreconditionedSGDClassifier(random_state=0).fit(X, y, np.full(len(y), scale))
+    f, g = (m.predict_proba(X)[:, 1] for m in (weighted, fitted))
+    assert np.corrcoef(f, g)[0, 1] > 0.98
+
+
+def test_rows_of_one_class_choose_no_penalty_and_few_of_another_none_for_good(rng):
+    X, y = words(rng, 5000)
+    order = np.argsort(y, kind="stable")
+    X, y = X[order], y[order]
+    model = PreconditionedSGDClassifier()
+    with pytest.warns(ConvergenceWarning, match="of one class"):
+        learn(model, X[:1100], y[:1100], 1100)
+    assert model._online.law.multiple is None
+    few = np.r_[1100 : 1100 + _ROWS, 4000 : 4000 + _TELLING - 1]
+    model.partial_fit(X[few], y[few])
+    assert model._online.settled
+    assert model._online.law.multiple is None
+    many = np.r_[2200 : 2200 + _ROWS, 4100 : 4100 + _TELLING]
+    model.partial_fit(X[many], y[many])
+    assert model._online.law.multiple >= 1
+    assert np.isfinite(model.coef_).all()
+
+
+def test_penalties_of_numbers_are_taken_as_they_are_on_wide_rows(rng):
+    X, y = words(rng, 1500)
+    variance = X.toarray().var(axis=0)
+    each = rng.uniform(0.5, 2, 6000) / 1500
+    for alpha in (1e-3, each):
+        model = learn(PreconditionedSGDClassifier(alpha=alpha), X, y, 1500)
+        np.testing.assert_allclose(model._online.ridge, 1500 * alpha * variance, rtol=1e-9)
+    raw = learn(PreconditionedSGDClassifier(penalty_units="raw"), X, y, 1500)
+    np.testing.assert_allclose(raw._online.ridge, 1.0)
+    # Deviations are those of the rows since somebody asked
+    raw.set_params(penalty_units="std").partial_fit(X, y)
+    assert raw._online.law.weight == 1500
+    assert raw._online.law.multiple >= 1
+
+
+def test_a_failed_chunk_of_wide_rows_and_a_pickle_change_nothing(rng):
+    X, y = words(rng)
+    model = learn(PreconditionedSGDClassifier(), X[:1500], y[:1500], 1500)
+    before = vars(model).copy()
+    with pytest.raises(ValueError, match=r"y has labels \[2\]"):
+        model.partial_fit(X[1500:], y[1500:] + 1)
+    assert all(vars(model)[name] is before[name] for name in before)
+    copied = pickle.loads(pickle.dumps(model))
+    for one in (model, copied):
+        learn(one, X[1500:], y[1500:], 600)
+    np.testing.assert_array_equal(model.coef_, copied.coef_)
 
 
 # --- state
@@ -352,14 +470,20 @@ def test_after_a_fit_without_a_matrix_it_goes_on(rng, how, loss):
     assert excess(model, best, X, y) < 0.5 * excess(alone, best, X, y)
 
 
-def test_after_a_fit_the_automatic_penalty_is_what_the_fit_chose(rng):
-    X = sparse.random(800, 6000, density=2e-3, format="csr", random_state=0)
-    y = (X @ rng.standard_normal(6000) > 0).astype(int)
-    model = PreconditionedSGDClassifier(random_state=0).fit(X, y)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_after_a_fit_the_automatic_penalty_is_what_the_fit_chose(rng, weighted):
+    X, y = words(rng, 1200)
+    weight = rng.uniform(1, 2, 1200) if weighted else np.ones(1200)
+    model = PreconditionedSGDClassifier(random_state=0).fit(X, y, weight)
     assert model.preconditioner_ == "diagonal"
-    before = model.decision_function(X)
-    model.partial_fit(X[:1], y[:1])
-    assert np.abs(model.decision_function(X) - before).max() < 0.2 * np.abs(before).max()
+    before, size, alpha = model.decision_function(X), np.abs(model.coef_).max(), model.alpha_
+    model.partial_fit(X[:1], y[:1], weight[:1])
+    assert np.abs(model.decision_function(X) - before).max() < 0.1 * size
+    dense = X.toarray()
+    variance = weight @ (dense - np.average(dense, axis=0, weights=weight)) ** 2 / weight.max()
+    others = dense[0] == 0  # of which a row more or less is a thousandth
+    expected = (alpha * variance)[others]
+    np.testing.assert_allclose(model._online._solved.ridge[others], expected, rtol=0.01)
 
 
 def test_a_changed_parameter_is_refused(rng):
