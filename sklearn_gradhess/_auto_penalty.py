@@ -27,6 +27,7 @@ _COMMON = 2.0  # concentration of a Laplacian feature
 _DECADE = 10  # and factor beyond each within which the choice sets in
 _STRIDE, _STEPS = 4.0, 5  # of the penalties that are tried: from 4^5 down to one
 _HELD_OUT = 5  # one row of so many of each class
+_TELLING = 2_000  # rows of smaller classes that choose the penalty of a stream
 _TOL = 1e-3  # statistical errors to which each is fitted: half-fitted ones predict otherwise
 
 
@@ -81,17 +82,25 @@ class Law(NamedTuple):
 
     Attributes
     ----------
-    multiple : float or None
-        Of the penalty where `wideness` is one; None until rows have chosen it.
+    log_multiple : float
+        Logarithm of the multiple of the penalty where `wideness` is one, on the mean over choices.
+    n_told : float
+        Rows that have chosen it, those of the largest class excepted.
     weight : float
         Sum of the weights of the rows in `deviation`.
     deviation : ndarray of shape (d,)
         Weighted sum of the distances of each feature from the mean of its block.
     """
 
-    multiple: float | None = None
+    log_multiple: float = 0.0
+    n_told: float = 0.0
     weight: float = 0.0
     deviation: Any = 0.0
+
+    @property
+    def settled(self) -> bool:
+        """Whether enough rows have chosen."""
+        return self.n_told >= _TELLING
 
     def plus(self, X: Any, weight: Array, mean: Array) -> "Law":
         """Return that of another block of rows too, which have this mean."""
@@ -102,9 +111,15 @@ class Law(NamedTuple):
             deviation=self.deviation + mean_deviation(X, weight, mean),
         )
 
-    def choosing(self, multiple: float, width: float) -> "Law":
-        """Return that of rows so wide that have chosen this multiple."""
-        return self._replace(multiple=multiple ** (1 / width))
+    def choosing(self, multiple: float, width: float, n_told: float = np.inf) -> "Law":
+        """Return that after so many rows, so wide, have chosen a multiple; a fit is for good."""
+        total = self.n_told + n_told
+        share = n_told / total if self.n_told else 1.0
+        chosen = np.log(multiple) / width
+        return self._replace(
+            log_multiple=float(self.log_multiple + share * (chosen - self.log_multiple)),
+            n_told=total,
+        )
 
     def of(self, spread: Spread, n_samples: float) -> tuple[Array, float]:
         """Return the `concentration` of each feature, and the `wideness` of the rows."""

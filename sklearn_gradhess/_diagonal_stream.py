@@ -36,7 +36,6 @@ _SCALES = 20  # that are tried for a solution
 _CLOSE = 1e-3  # relative error of a scale that is none, times the root of the observations
 _LEAST = 1e-3  # scale over the size of the targets, below which rows were fitted too well to tell
 _NOTHING = 1e7  # decrement over the rounding of the objective: a millionth of its unit
-_TELLING = 50  # rows of smaller classes, of which a fifth judges the penalty
 _UNLIKELY = -np.log(1e-9)
 
 
@@ -287,7 +286,7 @@ class DiagonalStream:
             past=self.past.plus_at(features, own),
             ridge=ridge,
             spread=spread,
-            law=law if self.law.multiple or _tell(rows) else law._replace(multiple=None),
+            law=law,
             waiting=(),
             scale=scale,
             targets=self.targets + rows.weight @ rows.Y,
@@ -302,12 +301,13 @@ class DiagonalStream:
         ratio, width = law.of(spread, self.seen.weight * self.seen.per_weight)
         if not width:
             return law, 1.0
-        if law.multiple is None and (problem.Y[0] != problem.Y).any():
+        n_told = _n_told(problem.Y)
+        if n_told and not law.settled:
             least = replace(problem, alpha=problem.alpha * ratio[features] ** width)
             settings = Settings(Plan("diagonal", "newton", problem.n, 1))
             chosen = choose_penalty(least, settings, np.random.default_rng(0), width)
-            law = law.choosing(chosen.multiple, width)
-        return law, ((law.multiple or 1.0) * ratio) ** width
+            law = law.choosing(chosen.multiple, width, n_told)
+        return law, (np.exp(law.log_multiple) * ratio) ** width
 
     def _under(self, ridge: Array) -> "DiagonalStream":
         """Return the model under another ridge: its minimum in closed form."""
@@ -389,11 +389,11 @@ class DiagonalStream:
         return len(rows) * others > _UNLIKELY
 
 
-def _tell(rows: KeptRows) -> bool:
-    """Whether enough rows are not of the largest class to choose a penalty once and for all."""
-    Y = rows.Y
-    largest = max(Y.sum(axis=0).max(), (len(Y) - Y.sum(axis=0)).max() if Y.shape[1] == 1 else 0.0)
-    return bool(len(Y) - largest >= _TELLING)
+def _n_told(Y: Array) -> int:
+    """Rows that are not of the largest class."""
+    counts = Y.sum(axis=0)
+    largest = max(counts.max(), len(Y) - counts.max() if Y.shape[1] == 1 else 0.0)
+    return int(len(Y) - largest)
 
 
 def _with_entries(X: Any) -> tuple[Any, Any]:

@@ -106,15 +106,25 @@ def test_deviations_add_up_block_by_block(seed, cut, unit, scale, signed):
 def test_indicators_are_as_concentrated_in_blocks_as_together():
     rng = np.random.default_rng(0)
     f = rng.uniform(0.002, 0.5, 1_200)
-    X = (rng.random((40_000, 1_200)) < f).astype(np.float32)
+    X = (rng.random((20_000, 1_200), dtype=np.float32) < f).astype(np.float32)
     law, spread = Law(), Spread.empty(1_200)
-    for start in range(0, 40_000, 1_000):
+    for start in range(0, 20_000, 1_000):
         block = X[start : start + 1_000]
         own = Spread.empty(1_200).plus(block, np.ones(1_000))
         law, spread = law.plus(block, np.ones(1_000), own.mean), spread.merge(own)
     # A block's own mean takes one of its 1,000 rows; the draw of the mean another few thousandths
     f = X.mean(axis=0, dtype=np.float64)
-    assert_allclose(law.of(spread, 40_000)[0], 1 / (4 * f * (1 - f)), rtol=0.02)
+    assert_allclose(law.of(spread, 20_000)[0], 1 / (4 * f * (1 - f)), rtol=0.02)
+
+
+def test_choices_are_averaged_and_that_of_a_fit_is_for_good():
+    law = Law().choosing(16.0, 0.5, 100).choosing(4.0, 1.0, 300)
+    assert_allclose(np.exp(law.log_multiple), 256**0.25 * 4**0.75)
+    assert not law.settled
+    assert law.choosing(1.0, 1.0, 1_600).settled
+    fit = Law().choosing(9.0, 0.5)
+    assert fit.settled
+    assert_allclose(np.exp(fit.log_multiple), 81)
 
 
 def test_of_few_features_or_no_rows_the_law_is_one():

@@ -18,7 +18,7 @@ from sklearn.metrics import log_loss
 from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
 from sklearn_gradhess._auto_penalty import wideness
 from sklearn_gradhess._descent import Ending
-from sklearn_gradhess._diagonal_stream import _ROWS, _TELLING, Block, DiagonalStream
+from sklearn_gradhess._diagonal_stream import _ROWS, Block, DiagonalStream
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._multinomial import MultinomialLoss
 from sklearn_gradhess._rows import Problem
@@ -274,10 +274,10 @@ def test_memory_is_a_few_coefficients_wide():
 # --- hashed text, as in scikit-learn's out-of-core example
 
 
-def documents(rng, n):
+def documents(rng, n, telling=0.2):
     y = rng.integers(2, size=n)
     words = rng.zipf(1.5, size=(n, 30)) % 3000
-    words = np.where(rng.random((n, 30)) < 0.2, 3000 + 400 * y[:, None] + words % 400, words)
+    words = np.where(rng.random((n, 30)) < telling, 3000 + 400 * y[:, None] + words % 400, words)
     return [" ".join(f"w{word}" for word in row) for row in words], y
 
 
@@ -286,19 +286,19 @@ def test_hashed_documents_stream_with_defaults(alternate_sign):
     rng = np.random.default_rng(3)
     vectorizer = HashingVectorizer(n_features=2**18, alternate_sign=alternate_sign)
     ours, theirs = PreconditionedSGDClassifier(), SGDClassifier(loss="log_loss", random_state=0)
-    texts, y = documents(rng, 8000)
+    texts, y = documents(rng, 6000, telling=0.03)
     X = vectorizer.transform(texts)
     for start in range(0, len(y), 500):
         for model in (ours, theirs):
             part = slice(start, start + 500)
             model.partial_fit(X[part], y[part], classes=[0, 1])
-    assert ours._online.law.multiple >= 1  # blocks were made
+    assert ours._online.law.n_told  # blocks were made
     fitted = PreconditionedSGDClassifier(random_state=0).fit(X, y)
-    texts, y = documents(rng, 4000)
+    texts, y = documents(rng, 3000, telling=0.03)
     X = vectorizer.transform(texts)
     here, there, best = (log_loss(y, m.predict_proba(X)) for m in (ours, theirs, fitted))
     assert here < there
-    assert here < 1.02 * best
+    assert here < 1.05 * best
 
 
 # --- the penalty that wide rows choose
@@ -325,8 +325,9 @@ def test_the_penalty_of_wide_rows_is_that_of_the_law(rng, n_classes):
     ratio = variance / (deviation / w.sum()) ** 2
     width = wideness(6000, w.sum() ** 2 / (w @ w), np.median(ratio))
     stream = model._online
-    assert 1 <= stream.law.multiple <= 1024 * (1 + 1e-9)
-    expected = (stream.law.multiple * ratio) ** width * variance / weight[:1100].max()
+    multiple = np.exp(stream.law.log_multiple)
+    assert 0.99 < multiple < 1025
+    expected = (multiple * ratio) ** width * variance / weight[:1100].max()
     np.testing.assert_allclose(stream.ridge, expected, rtol=1e-3)
 
 
@@ -337,8 +338,10 @@ def test_wide_rows_that_wait_have_the_solution_of_the_default_fit(rng, n, n_clas
     model = learn(PreconditionedSGDClassifier(), X, y, 130)
     assert not model._online.settled
     best = PreconditionedSGDClassifier(preconditioner="diagonal", random_state=0).fit(X, y)
+    expected = best.alpha_ * X.toarray().var(axis=0) * n
+    np.testing.assert_allclose(model._online._solved.ridge, expected, rtol=1e-3)
     f, g = model.decision_function(X), best.decision_function(X)
-    assert np.abs(f - g).max() < 0.1 * np.std(g)
+    assert np.sqrt(np.mean((f - g) ** 2)) < 0.15 * np.std(g)
 
 
 def test_chunks_of_wide_rows_matter_little(rng):
@@ -348,41 +351,44 @@ def test_chunks_of_wide_rows_matter_little(rng):
     best = log_loss(z, fitted.predict_proba(Z))
     for chunk in (90, 1300, 5000):
         model = learn(PreconditionedSGDClassifier(), X, y, chunk)
-        assert abs(log_loss(z, model.predict_proba(Z)) - best) < 0.02 * best
+        assert abs(log_loss(z, model.predict_proba(Z)) - best) < 0.08 * best
+    plain = learn(PreconditionedSGDClassifier(alpha=1 / 5000), X, y, 1300)
+    assert log_loss(z, plain.predict_proba(Z)) > 1.15 * best
 
 
-@pytest.mark.parametrize("scale", [1e-7, 1e5])
-def test_units_of_wide_rows_and_of_their_weights_change_nothing(rng, scale):
-    X, y = words(rng)
+def test_units_of_wide_rows_change_nothing(rng):
+    X, y = words(rng, 2200)
     unit = np.exp2(rng.integers(-30, 30, X.shape[1]))
     scaled = sparse.csr_array(X @ sparse.diags_array(unit))
-    one = learn(PreconditionedSGDClassifier(), X, y, 700, np.ones(len(y)))
-    other = learn(PreconditionedSGDClassifier(), scaled, y, 700, np.ones(len(y)))
+    one = learn(PreconditionedSGDClassifier(), X, y, 1100)
+    other = learn(PreconditionedSGDClassifier(), scaled, y, 1100)
+    np.testing.assert_allclose(other._online.ridge, unit**2 * one._online.ridge, rtol=1e-3)
     f, g = one.decision_function(X), other.decision_function(scaled)
-    assert np.abs(f - g).max() < 0.1 * np.std(f)
-    # A penalty of one over the weights is one of a sum of weighted losses: fewer rows, more of it
-    weighted = learn(PreconditionedSGDClassifier(), X, y, 700, np.full(len(y), scale))
-    fitted = PreconditionedSGDClassifier(random_state=0).fit(X, y, np.full(len(y), scale))
-    f, g = (m.predict_proba(X)[:, 1] for m in (weighted, fitted))
-    assert np.corrcoef(f, g)[0, 1] > 0.98
+    assert np.sqrt(np.mean((f - g) ** 2)) < 0.1 * np.std(f)
 
 
-def test_rows_of_one_class_choose_no_penalty_and_few_of_another_none_for_good(rng):
+def test_penalties_are_chosen_by_rows_that_tell_classes_apart_until_they_are_enough(rng):
     X, y = words(rng, 5000)
     order = np.argsort(y, kind="stable")
-    X, y = X[order], y[order]
+    X, y, ones = X[order], y[order], np.flatnonzero(y[order])
     model = PreconditionedSGDClassifier()
     with pytest.warns(ConvergenceWarning, match="of one class"):
         learn(model, X[:1100], y[:1100], 1100)
-    assert model._online.law.multiple is None
-    few = np.r_[1100 : 1100 + _ROWS, 4000 : 4000 + _TELLING - 1]
-    model.partial_fit(X[few], y[few])
-    assert model._online.settled
-    assert model._online.law.multiple is None
-    many = np.r_[2200 : 2200 + _ROWS, 4100 : 4100 + _TELLING]
-    model.partial_fit(X[many], y[many])
-    assert model._online.law.multiple >= 1
-    assert np.isfinite(model.coef_).all()
+    assert model._online.law.n_told == 0
+    logs, told = [], []
+    for k, n in enumerate((30, 600, 800, 1000, 600)):
+        rows = np.r_[0:1024, ones[k * 100 : k * 100 + n]]
+        if not model._online.law.settled:  # a choice is that of its rows alone
+            alone = learn(PreconditionedSGDClassifier(), X[rows], y[rows], len(rows))
+            logs.append(alone._online.law.log_multiple)
+            told.append(n)
+        model.partial_fit(X[rows], y[rows])
+        assert model._online.settled
+        assert model._online.law.n_told == sum(told)
+        # They know one another's variances, hence not quite the same
+        expected = np.average(logs, weights=told)
+        assert abs(model._online.law.log_multiple - expected) < np.log(4)
+    assert told == [30, 600, 800, 1000]
 
 
 def test_penalties_of_numbers_are_taken_as_they_are_on_wide_rows(rng):
@@ -397,7 +403,7 @@ def test_penalties_of_numbers_are_taken_as_they_are_on_wide_rows(rng):
     # Deviations are those of the rows since somebody asked
     raw.set_params(penalty_units="std").partial_fit(X, y)
     assert raw._online.law.weight == 1500
-    assert raw._online.law.multiple >= 1
+    assert raw._online.law.n_told
 
 
 def test_a_failed_chunk_of_wide_rows_and_a_pickle_change_nothing(rng):
