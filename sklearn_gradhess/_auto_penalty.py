@@ -18,7 +18,16 @@ from sklearn_gradhess._sample_space import in_sample_space
 from sklearn_gradhess._solver import Settings, approach
 from sklearn_gradhess._steps import StepSettings
 
-__all__ = ["Chosen", "Law", "choose_penalty", "concentration", "mean_deviation", "wideness"]
+__all__ = [
+    "HELD_OUT",
+    "Chosen",
+    "Law",
+    "choose_penalty",
+    "concentration",
+    "least_place",
+    "mean_deviation",
+    "wideness",
+]
 
 Array = npt.NDArray[np.float64]
 _NARROW = 1_000  # features up to which, and rows a feature from which on, the default is plain
@@ -26,8 +35,8 @@ _ROWS_A_FEATURE = 10
 _COMMON = 2.0  # concentration of a Laplacian feature
 _DECADE = 10  # and factor beyond each within which the choice sets in
 _STRIDE, _STEPS = 4.0, 5  # of the penalties that are tried: from 4^5 down to one
-_HELD_OUT = 5  # one row of so many of each class
-_TELLING = 2_000  # rows of smaller classes that choose the penalty of a stream
+HELD_OUT = 5  # one row of so many of each class
+_TELLING = 2_000  # last rows of smaller classes that a stream's penalty goes by
 _TOL = 1e-3  # statistical errors to which each is fitted: half-fitted ones predict otherwise
 
 
@@ -83,9 +92,10 @@ class Law(NamedTuple):
     Attributes
     ----------
     log_multiple : float
-        Logarithm of the multiple of the penalty where `wideness` is one, on the mean over choices.
+        Logarithm of the multiple of the penalty where `wideness` is one.
     n_told : float
-        Rows that have chosen it, those of the largest class excepted.
+        Rows that have judged it, those of the largest class excepted: of the last ones; infinite
+        after a fit.
     weight : float
         Sum of the weights of the rows in `deviation`.
     deviation : ndarray of shape (d,)
@@ -97,11 +107,6 @@ class Law(NamedTuple):
     weight: float = 0.0
     deviation: Any = 0.0
 
-    @property
-    def settled(self) -> bool:
-        """Whether enough rows have chosen."""
-        return self.n_told >= _TELLING
-
     def plus(self, X: Any, weight: Array, mean: Array) -> "Law":
         """Return that of another block of rows too, which have this mean."""
         if not wideness(len(mean), 1):  # of few features nothing else matters
@@ -111,14 +116,14 @@ class Law(NamedTuple):
             deviation=self.deviation + mean_deviation(X, weight, mean),
         )
 
-    def choosing(self, multiple: float, width: float, n_told: float = np.inf) -> "Law":
-        """Return that after so many rows, so wide, have chosen a multiple; a fit is for good."""
+    def choosing(self, log_multiple: float, n_told: float) -> "Law":
+        """Return that after so many rows were predicted best with this multiple."""
         total = self.n_told + n_told
         share = n_told / total if self.n_told else 1.0
-        chosen = np.log(multiple) / width
+        chosen = float(np.clip(log_multiple, 0.0, _STEPS * np.log(_STRIDE)))
         return self._replace(
-            log_multiple=float(self.log_multiple + share * (chosen - self.log_multiple)),
-            n_told=total,
+            log_multiple=self.log_multiple + share * (chosen - self.log_multiple),
+            n_told=min(total, max(self.n_told, _TELLING)),
         )
 
     def of(self, spread: Spread, n_samples: float) -> tuple[Array, float]:
@@ -208,7 +213,7 @@ def choose_penalty(
         if losses[-1] > min(losses):
             break
         start = W
-    multiple = float(_STRIDE ** _least(exponents[: len(losses)], np.array(losses)))
+    multiple = float(_STRIDE ** least_place(exponents[: len(losses)], np.array(losses)))
     if settings.space is not None:
         small = replace(problem, alpha=problem.alpha * multiple)
         space = replace(settings.space, problem=small)
@@ -225,7 +230,7 @@ def _split(problem: Problem) -> tuple[Array, Array]:
     _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
     rank = np.empty(len(rows), dtype=np.intp)
     rank[order] = np.arange(len(rows)) - np.repeat(first, counts)
-    chosen = rank % _HELD_OUT == _HELD_OUT - 1
+    chosen = rank % HELD_OUT == HELD_OUT - 1
     return rows[~chosen], rows[chosen]
 
 
@@ -237,7 +242,7 @@ def _rows(problem: Problem, index: Any) -> Problem:
     return replace(problem, X=X, Y=Y, weight=weight, count=0.0)
 
 
-def _least(x: Array, y: Array) -> float:
+def least_place(x: Array, y: Array) -> float:
     """Place of the least value; of the parabola through its neighbours, if it has two."""
     best = int(np.argmin(y))
     if best in (0, len(y) - 1):

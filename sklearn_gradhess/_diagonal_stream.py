@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from sklearn_gradhess._auto_penalty import Law, choose_penalty
+from sklearn_gradhess._auto_penalty import HELD_OUT, Law, choose_penalty, least_place
 from sklearn_gradhess._descent import Descent, Ending
 from sklearn_gradhess._diagonal import hessian_squares
 from sklearn_gradhess._kept_rows import KeptRows, join, joined_with
@@ -36,6 +36,7 @@ _SCALES = 20  # that are tried for a solution
 _CLOSE = 1e-3  # relative error of a scale that is none, times the root of the observations
 _LEAST = 1e-3  # scale over the size of the targets, below which rows were fitted too well to tell
 _NOTHING = 1e7  # decrement over the rounding of the objective: a millionth of its unit
+_NEAR = np.log(2) * np.arange(-2, 3)  # steps of a logarithm of the penalty
 _UNLIKELY = -np.log(1e-9)
 
 
@@ -302,12 +303,31 @@ class DiagonalStream:
         if not width:
             return law, 1.0
         n_told = _n_told(problem.Y)
-        if n_told and not law.settled:
+        if n_told and law.n_told:
+            law = law.choosing(self._predicted_best(law, width, features, problem), n_told)
+        elif n_told:
             least = replace(problem, alpha=problem.alpha * ratio[features] ** width)
             settings = Settings(Plan("diagonal", "newton", problem.n, 1))
             chosen = choose_penalty(least, settings, np.random.default_rng(0), width)
-            law = law.choosing(chosen.multiple, width, n_told)
+            law = law.choosing(np.log(chosen.multiple) / width, n_told / HELD_OUT)
         return law, (np.exp(law.log_multiple) * ratio) ** width
+
+    def _predicted_best(self, law: Law, width: float, features: Any, problem: Problem) -> float:
+        """Logarithm of the multiple with which the model predicts rows best it has not seen.
+
+        Of those near the last one, by the derivative of `_under`.
+        """
+        h, ridge = int(self.has_intercept), self.ridge[:, None]
+        after = self.past.scatter + ridge
+        along = np.empty_like(self.W)
+        along[h:] = np.divide(-width * ridge, after, out=np.zeros_like(after), where=after > 0)
+        along[h:] *= self.W[h:]
+        if h:
+            along[0] = -np.sum(self.past.mean * along[1:], axis=0)
+        places = np.concatenate([np.arange(h), h + features])
+        raw, slope = (problem.predict(problem.X, W[places]) for W in (self.W, along))
+        losses = [problem.mean_loss(raw + step * slope) for step in _NEAR]
+        return law.log_multiple + least_place(_NEAR, np.array(losses))
 
     def _under(self, ridge: Array) -> "DiagonalStream":
         """Return the model under another ridge: its minimum in closed form."""
