@@ -39,10 +39,10 @@ print(f"{len(texts):,} pieces of {len(PACKAGES)} packages, of which {len(order):
 
 # %%
 # `alpha` of SGDClassifier says both how much is penalised and how long the steps are: the shorter,
-# the larger it is. Ours is left alone, in the raw units that suit words.
+# the larger it is. Ours is left alone: it finds out by itself how much of a penalty predicts best.
 vectorizer = HashingVectorizer(n_features=2**18, token_pattern=r"\w+", alternate_sign=False)
 models = {
-    "PreconditionedSGD": PreconditionedSGDClassifier(penalty_units="raw"),
+    "PreconditionedSGD": PreconditionedSGDClassifier(),
     "SGD, default": SGDClassifier(loss="log_loss", random_state=0),
     "SGD, alpha=1e-5": SGDClassifier(loss="log_loss", alpha=1e-5, random_state=0),
     "SGD, alpha=1e-6": SGDClassifier(loss="log_loss", alpha=1e-6, random_state=0),
@@ -69,7 +69,7 @@ for name, spent in seconds.items():
 # %%
 # One pass ends about where a fit of all rows at once does.
 X, y = vectorizer.transform([texts[j] for j in held_out]), [labels[j] for j in held_out]
-whole = PreconditionedSGDClassifier(penalty_units="raw").fit(
+whole = PreconditionedSGDClassifier().fit(
     vectorizer.transform([texts[j] for j in order]), [labels[j] for j in order]
 )
 for name, model in {"a fit of all rows": whole, **models}.items():

@@ -94,8 +94,7 @@ class Law(NamedTuple):
     log_multiple : float
         Logarithm of the multiple of the penalty where `wideness` is one.
     n_told : float
-        Rows that have judged it, those of the largest class excepted: of the last ones; infinite
-        after a fit.
+        Rows that have judged it, those of the largest class excepted; no more than are remembered.
     weight : float
         Sum of the weights of the rows in `deviation`.
     deviation : ndarray of shape (d,)
@@ -116,14 +115,14 @@ class Law(NamedTuple):
             deviation=self.deviation + mean_deviation(X, weight, mean),
         )
 
-    def choosing(self, log_multiple: float, n_told: float) -> "Law":
+    def choosing(self, log_multiple: float, n_told: float = _TELLING) -> "Law":
         """Return that after so many rows were predicted best with this multiple."""
         total = self.n_told + n_told
         share = n_told / total if self.n_told else 1.0
         chosen = float(np.clip(log_multiple, 0.0, _STEPS * np.log(_STRIDE)))
         return self._replace(
             log_multiple=self.log_multiple + share * (chosen - self.log_multiple),
-            n_told=min(total, max(self.n_told, _TELLING)),
+            n_told=min(total, _TELLING),
         )
 
     def of(self, spread: Spread, n_samples: float) -> tuple[Array, float]:

@@ -48,7 +48,7 @@ class PreconditionedSGDClassifier(DaskMixin, ClassifierMixin, PreconditionedSGD)
         over the sum of the weights, LogisticRegression's ``C=1`` on standardised features. Of more
         than 1,000 features and fewer than ten rows for each, `fit` chooses more, with "std": rare
         features are penalised as frequent ones, and rows that are held out choose how much (MATH
-        section 7.7); `alpha_` tells.
+        section 7.7); `alpha_` tells. So does `partial_fit` beyond 5,000 features.
     penalty_units : {"std", "raw"}, default="std"
         What the penalty sees: with "std" the coefficient per standard deviation of its feature,
         so that a fit does not depend on units and equals that on `StandardScaler`'s output; with
@@ -294,7 +294,8 @@ GradientCovarianceEstimator, default="auto"
         call decides. After `fit` it goes on from there, and drops what `fit` told of itself:
         `history_`, `n_iter_`, `n_passes_`, `learning_rate_`, `converged_`, `preconditioner_`,
         `alpha_`, `covariance_estimator_`, and what came of that: `rank_`, `df_` and the standard
-        errors. The penalty is that of all rows seen, for "auto" one over their weight; `alpha` may
+        errors. The penalty is that of all rows seen, for "auto" one over their weight, or, where it
+        keeps a few numbers a coefficient, what `fit` takes of them (MATH section 7.7); `alpha` may
         change, the loss, its parameters and `fit_intercept` may not.
 
         Parameters

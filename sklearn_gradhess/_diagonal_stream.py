@@ -36,7 +36,7 @@ _SCALES = 20  # that are tried for a solution
 _CLOSE = 1e-3  # relative error of a scale that is none, times the root of the observations
 _LEAST = 1e-3  # scale over the size of the targets, below which rows were fitted too well to tell
 _NOTHING = 1e7  # decrement over the rounding of the objective: a millionth of its unit
-_NEAR = np.log(2) * np.arange(-2, 3)  # steps of a logarithm of the penalty
+_NEAR = np.log(2) * np.arange(-3, 4)  # steps of a logarithm of the penalty
 _UNLIKELY = -np.log(1e-9)
 
 

@@ -136,7 +136,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                     chosen = choose_penalty(problem, settings, rng, width)
                     problem = replace(problem, alpha=chosen.multiple * problem.alpha)
                     self.alpha_ = chosen.multiple * self.alpha_
-                    law = self._fit_saw.law.choosing(np.log(chosen.multiple) / width, np.inf)
+                    law = self._fit_saw.law.choosing(np.log(chosen.multiple) / width)
                     self._fit_saw = self._fit_saw._replace(law=law)
                     settings, n_passes = chosen.settings, n_passes + chosen.n_passes
                     start = chosen.start if start is None else start

@@ -117,14 +117,16 @@ def test_indicators_are_as_concentrated_in_blocks_as_together():
     assert_allclose(law.of(spread, 20_000)[0], 1 / (4 * f * (1 - f)), rtol=0.02)
 
 
-def test_choices_are_averaged_and_that_of_a_fit_is_for_good():
-    law = Law().choosing(16.0, 0.5, 100).choosing(4.0, 1.0, 300)
-    assert_allclose(np.exp(law.log_multiple), 256**0.25 * 4**0.75)
-    assert not law.settled
-    assert law.choosing(1.0, 1.0, 1_600).settled
-    fit = Law().choosing(9.0, 0.5)
-    assert fit.settled
-    assert_allclose(np.exp(fit.log_multiple), 81)
+def test_choices_are_averaged_over_the_rows_that_are_remembered():
+    law = Law().choosing(np.log(16), 100).choosing(np.log(4), 300)
+    assert_allclose(np.exp(law.log_multiple), 16**0.25 * 4**0.75)
+    assert law.n_told == 400
+    for _ in range(9):
+        law = law.choosing(np.log(2), 2_000)
+    assert law.n_told == 2_000
+    assert_allclose(np.exp(law.log_multiple), 2, rtol=0.01)
+    assert_allclose(np.exp(Law().choosing(9.0).log_multiple), 1_024)
+    assert Law().choosing(-9.0).log_multiple == 0
 
 
 def test_of_few_features_or_no_rows_the_law_is_one():

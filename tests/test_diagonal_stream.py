@@ -3,6 +3,7 @@
 import copy
 import pickle
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import log_loss
 
 from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
-from sklearn_gradhess._auto_penalty import wideness
+from sklearn_gradhess._auto_penalty import least_place, wideness
 from sklearn_gradhess._descent import Ending
 from sklearn_gradhess._diagonal_stream import _ROWS, Block, DiagonalStream
 from sklearn_gradhess._losses import make_loss
@@ -367,7 +368,7 @@ def test_units_of_wide_rows_change_nothing(rng):
     assert np.sqrt(np.mean((f - g) ** 2)) < 0.1 * np.std(f)
 
 
-def test_penalties_are_chosen_by_rows_that_tell_classes_apart_until_they_are_enough(rng):
+def test_rows_of_one_class_choose_no_penalty_and_few_of_another_hardly_count(rng):
     X, y = words(rng, 5000)
     order = np.argsort(y, kind="stable")
     X, y, ones = X[order], y[order], np.flatnonzero(y[order])
@@ -375,20 +376,51 @@ def test_penalties_are_chosen_by_rows_that_tell_classes_apart_until_they_are_eno
     with pytest.warns(ConvergenceWarning, match="of one class"):
         learn(model, X[:1100], y[:1100], 1100)
     assert model._online.law.n_told == 0
-    logs, told = [], []
-    for k, n in enumerate((30, 600, 800, 1000, 600)):
-        rows = np.r_[0:1024, ones[k * 100 : k * 100 + n]]
-        if not model._online.law.settled:  # a choice is that of its rows alone
-            alone = learn(PreconditionedSGDClassifier(), X[rows], y[rows], len(rows))
-            logs.append(alone._online.law.log_multiple)
-            told.append(n)
+    told = 0.0
+    for n in (30, 600, 20, 900, 800):
+        rows = np.r_[0:1024, ones[:n]]
+        before = model._online.law
         model.partial_fit(X[rows], y[rows])
         assert model._online.settled
-        assert model._online.law.n_told == sum(told)
-        # They know one another's variances, hence not quite the same
-        expected = np.average(logs, weights=told)
-        assert abs(model._online.law.log_multiple - expected) < np.log(4)
-    assert told == [30, 600, 800, 1000]
+        after = model._online.law
+        told = min(told + (n if told else n / 5), 2000)  # at first by the fifth held out
+        assert after.n_told == told
+        if before.n_told:  # by no more than eightfold
+            share = n / (before.n_told + n)
+            step = abs(after.log_multiple - before.log_multiple)
+            assert step <= share * np.log(8) * (1 + 1e-9)
+
+
+def test_a_bad_choice_of_the_first_rows_is_forgotten(rng):
+    X, y = words(rng, 6_600)
+    found = []
+    for wrong in (0.0, np.log(1024)):
+        model = learn(PreconditionedSGDClassifier(), X[:1100], y[:1100], 1100)
+        law = model._online.law._replace(log_multiple=wrong)
+        model._online = replace(model._online, law=law)
+        learn(model, X[1100:], y[1100:], 1100)
+        found.append(model._online.law.log_multiple)
+    assert abs(found[0] - found[1]) < np.log(16)  # of 1,024 at first
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("has_intercept", [True, False])
+def test_rows_are_predicted_best_near_by_as_the_model_moves(rng, n_classes, has_intercept):
+    X, y = words(rng, 2200, n_classes=n_classes)
+    model = PreconditionedSGDClassifier(fit_intercept=has_intercept)
+    stream = learn(model, X[:1100], y[:1100], 1100)._online
+    X, Y = X[1100:].toarray(), y[1100:].reshape(-1, 1).astype(float)
+    if n_classes == 3:
+        Y = np.eye(3)[y[1100:]]
+    width, step = 0.7, 1e-6
+    moved = stream._under(stream.ridge * np.exp(width * step))
+    problem = Problem(X, Y, None, stream.loss, 0.0, has_intercept)
+    raw, other = (problem.predict(X, one.W) for one in (stream, moved))
+    steps = np.log(2) * np.arange(-3, 4)
+    losses = [problem.mean_loss(raw + each * (other - raw) / step) for each in steps]
+    expected = stream.law.log_multiple + least_place(steps, np.array(losses))
+    found = stream._predicted_best(stream.law, width, np.arange(6000), problem)
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_penalties_of_numbers_are_taken_as_they_are_on_wide_rows(rng):
