@@ -315,7 +315,8 @@ class DiagonalStream:
     def _predicted_best(self, law: Law, width: float, features: Any, problem: Problem) -> float:
         """Logarithm of the multiple with which the model predicts rows best it has not seen.
 
-        Of those near the last one, by the derivative of `_under`.
+        Of those near the last one, by the derivative of `_under`; and where they tell nothing, the
+        last one: the other ends of _NEAR are a standard deviation away beforehand.
         """
         h, ridge = int(self.has_intercept), self.ridge[:, None]
         after = self.past.scatter + ridge
@@ -326,8 +327,9 @@ class DiagonalStream:
             along[0] = -np.sum(self.past.mean * along[1:], axis=0)
         places = np.concatenate([np.arange(h), h + features])
         raw, slope = (problem.predict(problem.X, W[places]) for W in (self.W, along))
-        losses = [problem.mean_loss(raw + step * slope) for step in _NEAR]
-        return law.log_multiple + least_place(_NEAR, np.array(losses))
+        losses = np.array([problem.mean_loss(raw + step * slope) for step in _NEAR])
+        doubt = np.square(_NEAR / _NEAR[-1]) / (2 * problem.observations)
+        return law.log_multiple + least_place(_NEAR, losses + doubt)
 
     def _under(self, ridge: Array) -> "DiagonalStream":
         """Return the model under another ridge: its minimum in closed form."""

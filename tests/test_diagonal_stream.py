@@ -417,10 +417,16 @@ def test_rows_are_predicted_best_near_by_as_the_model_moves(rng, n_classes, has_
     problem = Problem(X, Y, None, stream.loss, 0.0, has_intercept)
     raw, other = (problem.predict(X, one.W) for one in (stream, moved))
     steps = np.log(2) * np.arange(-3, 4)
-    losses = [problem.mean_loss(raw + each * (other - raw) / step) for each in steps]
+    losses = [
+        1100 * problem.mean_loss(raw + each * (other - raw) / step) + (each / np.log(8)) ** 2 / 2
+        for each in steps
+    ]
     expected = stream.law.log_multiple + least_place(steps, np.array(losses))
     found = stream._predicted_best(stream.law, width, np.arange(6000), problem)
     assert found == pytest.approx(expected, abs=1e-3)
+    empty = replace(stream, W=np.zeros_like(stream.W))  # of no mind
+    found = empty._predicted_best(stream.law, width, np.arange(6000), problem)
+    assert found == pytest.approx(stream.law.log_multiple)
 
 
 def test_penalties_of_numbers_are_taken_as_they_are_on_wide_rows(rng):
