@@ -67,9 +67,9 @@ class Diagonal:
             step[h:] -= self.mean * gradient[0]
         step[h:] *= self.inverse
         if h:
-            step[0] = gradient[0] / self.total - np.sum(self.mean * step[1:], axis=0)
+            step[0] = gradient[0] / self.total - np.einsum("ij,ij->j", self.mean, step[1:])
         if self.coupling > 1:
-            step -= step.mean(axis=1, keepdims=True)
+            step -= np.einsum("ij->i", step)[:, None] / step.shape[1]
         return step
 
     def decrement(self, gradient: Array) -> float:

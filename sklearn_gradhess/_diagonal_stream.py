@@ -67,14 +67,16 @@ class Block(Problem):
         """Hessian of the model times a direction."""
         out = self._resist(U)
         # A shift of all classes by the same changes no loss, and no step makes one
-        return out - out.mean(axis=1, keepdims=True) if self.loss.coupling > 1 else out
+        if self.loss.coupling > 1:
+            out -= np.einsum("ij->i", out)[:, None] / out.shape[1]
+        return out
 
     def _resist(self, U: Array) -> Array:
         h, others = int(self.has_intercept), self.others
         out = np.empty_like(U)
         out[h:] = (others.scatter + self.ridge[h:]) * U[h:]
         if h:
-            out[0] = others.total * (U[0] + np.sum(others.mean * U[1:], axis=0))
+            out[0] = others.total * (U[0] + np.einsum("ij,ij->j", others.mean, U[1:]))
             out[1:] += others.mean * out[0]
         return out
 
@@ -324,7 +326,7 @@ class DiagonalStream:
         along[h:] = np.divide(-width * ridge, after, out=np.zeros_like(after), where=after > 0)
         along[h:] *= self.W[h:]
         if h:
-            along[0] = -np.sum(self.past.mean * along[1:], axis=0)
+            along[0] = -np.einsum("ij,ij->j", self.past.mean, along[1:])
         places = np.concatenate([np.arange(h), h + features])
         raw, slope = (problem.predict(problem.X, W[places]) for W in (self.W, along))
         losses = np.array([problem.mean_loss(raw + step * slope) for step in _NEAR])
@@ -342,7 +344,7 @@ class DiagonalStream:
         W = self.W.copy()
         W[h:] *= ratio
         if h:  # raw predictions at the mean stay
-            W[0] += np.sum(self.past.mean * (self.W[1:] - W[1:]), axis=0)
+            W[0] += np.einsum("ij,ij->j", self.past.mean, self.W[1:] - W[1:])
         return replace(self, W=W, ridge=ridge)
 
     def _minimised(self, block: Block) -> tuple[Block, _Scale, Descent]:
