@@ -317,8 +317,8 @@ class DiagonalStream:
     def _predicted_best(self, law: Law, width: float, features: Any, problem: Problem) -> float:
         """Logarithm of the multiple with which the model predicts rows best it has not seen.
 
-        Of those near the last one, by the derivative of `_under`; and where they tell nothing, the
-        last one: the other ends of _NEAR are a standard deviation away beforehand.
+        It is near the last one: the model moves along the derivative of `_under`, and a prior whose
+        standard deviation is the reach of that keeps rows from choosing by rounding.
         """
         h, ridge = int(self.has_intercept), self.ridge[:, None]
         after = self.past.scatter + ridge

@@ -424,7 +424,7 @@ def test_rows_are_predicted_best_near_by_as_the_model_moves(rng, n_classes, has_
     expected = stream.law.log_multiple + least_place(steps, np.array(losses))
     found = stream._predicted_best(stream.law, width, np.arange(6000), problem)
     assert found == pytest.approx(expected, abs=1e-3)
-    empty = replace(stream, W=np.zeros_like(stream.W))  # of no mind
+    empty = replace(stream, W=np.zeros_like(stream.W))  # rows tell it nothing
     found = empty._predicted_best(stream.law, width, np.arange(6000), problem)
     assert found == pytest.approx(stream.law.log_multiple)
 
