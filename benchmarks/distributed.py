@@ -128,7 +128,7 @@ def _fit(model, X, y):
         "shapes": [(200_000, 50), (200_000, 200), (100_000, 500)],
         "conditions": (1.0, 1e4, 1e8, 1e12),
         "block": 20_000,
-        "repeat": 2,
+        "repeat": 1,
         "peers": {"solvers": dask_peers.SOLVERS, "seconds": 10},
     },
 )

@@ -8,7 +8,9 @@ from scipy.special import expit
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import SGDClassifier
+from sklearn.metrics import log_loss
 
+from benchmarks import wide
 from benchmarks.report import theme
 from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
 
@@ -100,4 +102,60 @@ def rows_one_by_one(d, n_rows):
             streamed(model, X, y, chunk, np.arange(2))
             spent.append(time.process_time() - start)
         rows.append({"rows a call": chunk, "features": d, "time / SGD": spent[0] / spent[1]})
+    return rows
+
+
+@theme(
+    "Streams: excess of the diagonal model over fit, in statistical errors",
+    target="one, where features are independent",
+    short={"n": 10_000, "dims": (30,), "correlations": (0.0, 0.9)},
+    long={"n": 20_000, "dims": (30, 300), "correlations": (0.0, 0.5, 0.9)},
+)
+def by_diagonal(n, dims, correlations):
+    """Logistic regression on features with one common factor; columns are rows a call."""
+    rows = []
+    for correlation in correlations:
+        for d in dims:
+            rng = np.random.default_rng([n, d])
+            factor = rng.standard_normal((n, 1))
+            X = np.sqrt(1 - correlation) * rng.standard_normal((n, d))
+            X += np.sqrt(correlation) * factor
+            y = (rng.random(n) < expit(1.5 * X @ rng.standard_normal(d) / np.sqrt(d))).astype(int)
+            best = PreconditionedSGDClassifier(tol=1e-4, random_state=0).fit(X, y)
+            model = PreconditionedSGDClassifier(preconditioner="diagonal")
+            found = {
+                f"{chunk} a call": float(excess(streamed(model, X, y, chunk, [0, 1]), best, X, y))
+                for chunk in (10, 1000, n)
+            }
+            rows.append({"correlation": correlation, "features": d, **found})
+    return rows
+
+
+@theme(
+    "Streams of wide data: held-out log loss and CPU time of one pass",
+    target="no worse than SGDClassifier's best alpha, near that of fit",
+    short={"problems": {"text": (5_000, 20_000), "categories": (5_000, 10_000)}, "chunk": 500},
+    long={"problems": {"text": (60_000, 2**18), "categories": (100_000, 200_000)}, "chunk": 1000},
+)
+def hashed(problems, chunk):
+    """Raw penalties; a fifth of the rows is held out."""
+    rows = []
+    ours = PreconditionedSGDClassifier(penalty_units="raw", random_state=0)
+    models = {"fit": ours, "partial_fit": ours} | {
+        f"SGD, alpha={alpha:g}": SGDClassifier(loss="log_loss", alpha=alpha, random_state=0)
+        for alpha in (1e-4, 1e-5, 1e-6)
+    }
+    for name, size in problems.items():
+        X, y = getattr(wide, name)(*size)
+        n = len(y) * 4 // 5
+        for label, model in models.items():
+            start = time.process_time()
+            if label == "fit":
+                found = clone(model).fit(X[:n], y[:n])
+            else:
+                found = streamed(model, X[:n], y[:n], chunk, [0, 1])
+            loss = log_loss(y[n:], found.predict_proba(X[n:]))
+            spent = time.process_time() - start
+            row = {"data": name, "features": size[1], "model": label}
+            rows.append(row | {"log loss": loss, "seconds": spent})
     return rows

@@ -5,18 +5,25 @@ as they are, C=1 in `LogisticRegression`. The gap is what is left of the way fro
 the best objective that any of the models found.
 """
 
+import importlib.util
+import re
 import warnings
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.linear_model import LinearRegression, LogisticRegression, SGDClassifier
+from sklearn.metrics import log_loss
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
 
 from benchmarks.measure import best_times
 from benchmarks.report import theme
-from sklearn_gradhess import PreconditionedSGDClassifier
+from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
 
 
 def draw(signal, rng):
@@ -78,7 +85,23 @@ def images(n, side, n_classes=10):
     return X.reshape(n, -1), y
 
 
-MAKE = {"text": text, "categories": categories, "genes": genes, "images": images}
+def scattered(n, d, per_row):
+    """Return sparse rows of normal entries at random places."""
+    rng = np.random.default_rng([n, d])
+    X = of_ones(rng.integers(d, size=(n, per_row)), d)
+    X.data = rng.standard_normal(len(X.data))
+    return X, draw(2 * X @ rng.standard_normal(d) / np.sqrt(per_row), rng)
+
+
+def normal(n, d, n_classes=2):
+    """Return dense rows of independent features."""
+    rng = np.random.default_rng([n, d])
+    X = rng.standard_normal((n, d))
+    raw = 2 * X @ rng.standard_normal((d, n_classes)) / np.sqrt(d)
+    return X, (raw + rng.gumbel(size=raw.shape)).argmax(axis=1)
+
+
+MAKE = {f.__name__: f for f in (text, categories, genes, images, scattered, normal)}
 
 
 def objective(model, X, y, alpha):
@@ -91,8 +114,30 @@ def objective(model, X, y, alpha):
 
 def _fit(model, X, y):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # peers at their cap; it shows
+        warnings.simplefilter("ignore", ConvergenceWarning)  # peers at their cap; a column says so
         model.fit(X, y)
+
+
+def _ended(model):
+    """Whether a model ended by itself, before its most iterations."""
+    if hasattr(model, "converged_"):
+        return model.converged_
+    return int(np.max(model.n_iter_)) < model.max_iter
+
+
+def _peers(C, n_classes, most):
+    """Return scikit-learn's solvers; each step of newton-cg takes many passes, so it has fewer."""
+    peer = partial(LogisticRegression, C=C, max_iter=most)
+    found = {
+        "LogisticRegression, newton-cg": peer(solver="newton-cg", max_iter=max(most // 20, 5)),
+        "LogisticRegression, lbfgs": peer(),
+        "LogisticRegression, saga": peer(
+            solver="saga", max_iter=max(most // 20, 3), random_state=0
+        ),
+    }
+    if n_classes == 2:  # it penalises the intercept, too
+        found["LogisticRegression, liblinear"] = peer(solver="liblinear", dual=True, random_state=0)
+    return found
 
 
 @theme(
@@ -100,45 +145,50 @@ def _fit(model, X, y):
     target="no slower than a peer with as small a gap",
     short={
         "problems": {
-            "text": (5_000, 20_000),
-            "categories": (5_000, 10_000),
-            "genes": (100, 2_000),
-            "images": (500, 16),
+            "words": ("text", (3_000, 10_000)),
+            "categories": ("categories", (3_000, 5_000)),
+            "genes": ("genes", (100, 2_000)),
+            "images": ("images", (500, 16)),
         },
         "repeat": 1,
-        "saga": 10,
+        "most": 60,
     },
     long={
         "problems": {
-            "text": (100_000, 100_000),
-            "categories": (100_000, 200_000),
-            "genes": (500, 20_000),
-            "images": (5_000, 28),
+            "words": ("text", (100_000, 100_000)),
+            "more words": ("text", (40_000, 168_000)),
+            "categories": ("categories", (100_000, 200_000)),
+            "genes": ("genes", (500, 20_000)),
+            "images, alpha=1e-4": ("images", (5_000, 28), 1e-4),
+            "images, alpha=1e-3": ("images", (5_000, 28), 1e-3),
+            "sparse": ("scattered", (5_000, 2_000, 20)),
+            "more sparse": ("scattered", (20_000, 10_000, 20)),
+            "dense": ("normal", (2_000, 2_000)),
+            "100 classes": ("normal", (5_000, 500, 100)),
         },
         "repeat": 2,
-        "saga": 20,
+        "most": 200,
     },
 )
-def classes(problems, repeat, saga):
-    """Fit classifiers with C=1; times are over ours with the default tol, gaps of the objective."""
+def classes(problems, repeat, most):
+    """Fit classifiers, alpha 1/N unless said; times over ours with the default tol, objective gaps.
+
+    A peer that has not ended by itself stopped at its most iterations.
+    """
     rows = []
-    for name, shape in problems.items():
-        X, y = MAKE[name](*shape)
-        alpha = 1 / len(y)
+    for name, (make, shape, *penalty) in problems.items():
+        X, y = MAKE[make](*shape)
+        alpha = penalty[0] if penalty else 1 / len(y)
         ours = partial(
             PreconditionedSGDClassifier, alpha=alpha, penalty_units="raw", random_state=0
         )
         models = {
             "PreconditionedSGDClassifier": ours(),
             "PreconditionedSGDClassifier, tol=1e-4": ours(tol=1e-4),
-            "LogisticRegression, newton-cg": LogisticRegression(solver="newton-cg"),
-            "LogisticRegression, lbfgs": LogisticRegression(max_iter=1000),
-            "LogisticRegression, saga": LogisticRegression(
-                solver="saga", max_iter=saga, random_state=0
-            ),
+            **_peers(1 / (alpha * len(y)), len(np.unique(y)), most),
         }
         jobs = {key: partial(_fit, model, X, y) for key, model in models.items()}
-        seconds = best_times(jobs, repeat=repeat, budget=30)
+        seconds = best_times(jobs, repeat=repeat, budget=4)
         values = {key: objective(model, X, y, alpha) for key, model in models.items()}
         best, share = min(values.values()), np.bincount(y) / len(y)
         null = -float(share @ np.log(share))
@@ -152,7 +202,173 @@ def classes(problems, repeat, saga):
                     "model": key,
                     "time / ours": seconds[key] / first,
                     "gap": (value - best) / (null - best),
+                    "ended": _ended(models[key]),
                     "preconditioner": getattr(models[key], "preconditioner_", None),
                 }
             )
+    return rows
+
+
+@theme(
+    "Wide data in wild units: what a unit of the columns changes",
+    target="nothing, with penalty_units='std'",
+    short={"problems": {"categories": ("categories", (2_000, 3_000))}, "most": 30},
+    long={
+        "problems": {
+            "words": ("text", (40_000, 40_000)),
+            "categories": ("categories", (40_000, 80_000)),
+        },
+        "most": 300,
+    },
+)
+def wild_units(problems, most):
+    """Fit columns times ten to the powers -3 to 3; what that changes of held-out probabilities.
+
+    Times are over ours on the columns as they were; peers stop at their most iterations.
+    """
+    rows = []
+    for name, (make, shape) in problems.items():
+        X, y = MAKE[make](2 * shape[0], shape[1])
+        unit = 10 ** np.random.default_rng(0).uniform(-3, 3, X.shape[1])
+        wild = sparse.csr_array(X @ sparse.diags_array(unit))
+        n, first = shape[0], None
+        models = {
+            "PreconditionedSGDClassifier": PreconditionedSGDClassifier(tol=1e-4, random_state=0),
+            **_peers(1.0, 2, most),
+        }
+        del models["LogisticRegression, liblinear"]  # does not end, nor at its most iterations
+        for key, model in models.items():
+            said, seconds = [], []
+            for Z in (X, wild):
+                job = partial(_fit, model, Z[:n], y[:n])
+                seconds.append(best_times({key: job}, repeat=1)[key])
+                said.append(model.predict_proba(Z[n:]))
+            first = first or seconds[0]
+            rows.append(
+                {
+                    "data": name,
+                    "model": key,
+                    "time / ours": seconds[1] / first,
+                    "log loss": log_loss(y[n:], said[0]),
+                    "in wild units": log_loss(y[n:], said[1]),
+                    "mean change": float(np.abs(said[1] - said[0]).mean()),
+                    "ended": _ended(model),
+                }
+            )
+    return rows
+
+
+@theme(
+    "Fewer rows than features: the least norm",
+    target="faster than LinearRegression, residuals of rounding",
+    short={"shapes": ((50, 2_000),), "repeat": 1},
+    long={"shapes": ((500, 20_000), (200, 50_000), (1_000, 5_000)), "repeat": 3},
+)
+def least_norm(shapes, repeat):
+    """Fit without a penalty on standardised features, where both pick the least norm."""
+    rows = []
+    for n, d in shapes:
+        X = StandardScaler().fit_transform(genes(n, d)[0])
+        rng = np.random.default_rng(n)
+        y = X[:, :50] @ rng.standard_normal(50) + rng.standard_normal(n)
+        models = {
+            "PreconditionedSGDRegressor": PreconditionedSGDRegressor(random_state=0),
+            "LinearRegression": LinearRegression(),
+        }
+        jobs = {key: partial(_fit, model, X, y) for key, model in models.items()}
+        seconds = best_times(jobs, repeat=repeat)
+        coef = models["LinearRegression"].coef_
+        for key, model in models.items():
+            rows.append(
+                {
+                    "rows": n,
+                    "features": d,
+                    "model": key,
+                    "time / ours": seconds[key] / seconds["PreconditionedSGDRegressor"],
+                    "residual": np.linalg.norm(y - model.predict(X)) / np.linalg.norm(y),
+                    "norm / LinearRegression": np.linalg.norm(model.coef_) / np.linalg.norm(coef),
+                    "difference": np.linalg.norm(model.coef_ - coef) / np.linalg.norm(coef),
+                }
+            )
+    return rows
+
+
+def _lines(packages):
+    """Return lines of four words or more of these packages' sources, each once, and whose."""
+    found, label = [], []
+    for package in packages:
+        folder = Path(importlib.util.find_spec(package).origin).parent
+        name, mine = re.compile(package.rpartition(".")[2], re.IGNORECASE), set()
+        for path in sorted(folder.rglob("*.py")):
+            for line in path.read_text("utf-8").splitlines():
+                text = name.sub("", line)
+                if len(re.findall(r"\w\w+", text)) >= 4:
+                    mine.add(text)
+        found += sorted(mine)
+        label += [package] * len(mine)
+    return np.array(found, dtype=object), np.array(label)
+
+
+_WORDS = {
+    "tf-idf": partial(TfidfVectorizer, sublinear_tf=True),
+    "tf-idf, pairs": partial(TfidfVectorizer, sublinear_tf=True, ngram_range=(1, 2), min_df=2),
+    "counts": CountVectorizer,
+    "presence": partial(CountVectorizer, binary=True, ngram_range=(1, 2), min_df=2),
+}
+_SKLEARN = ("cluster", "ensemble", "linear_model", "metrics", "model_selection", "preprocessing")
+
+
+@theme(
+    "Real text: what defaults predict",
+    target="log loss at most 1.01 times LogisticRegression's, accuracy no lower",
+    short={
+        "corpora": {"two modules": ("sklearn.cluster", "sklearn.ensemble")},
+        "n": 2_000,
+        "words": ("tf-idf", "counts"),
+    },
+    long={
+        "corpora": {
+            "three packages": ("numpy", "scipy", "sklearn"),
+            "six modules": tuple(f"sklearn.{name}" for name in _SKLEARN),
+        },
+        "n": 40_000,
+        "words": tuple(_WORDS),
+    },
+)
+def defaults_on_text(corpora, n, words):
+    """Say from which package a line of source is; every model as its constructor makes it."""
+    rows = []
+    for name, packages in corpora.items():
+        texts, labels = _lines(packages)
+        n_here = min(n, len(texts) // 2)
+        train, test, y, z = train_test_split(
+            texts, labels, train_size=n_here, test_size=min(n_here, 20_000), random_state=0
+        )
+        for kind in words:
+            vectorizer = _WORDS[kind]()
+            X, Z = vectorizer.fit_transform(train), vectorizer.transform(test)
+            models = {
+                "PreconditionedSGDClassifier": PreconditionedSGDClassifier(random_state=0),
+                "PreconditionedSGDClassifier, alpha=1/N": PreconditionedSGDClassifier(
+                    alpha=1 / len(y), random_state=0
+                ),
+                "LogisticRegression": LogisticRegression(),
+                "SGDClassifier": SGDClassifier(loss="log_loss", random_state=0),
+            }
+            jobs = {key: partial(_fit, model, X, y) for key, model in models.items()}
+            seconds = best_times(jobs, repeat=1)
+            for key, model in models.items():
+                rows.append(
+                    {
+                        "texts": name,
+                        "rows": X.shape[0],
+                        "words": kind,
+                        "features": X.shape[1],
+                        "model": key,
+                        "time / ours": seconds[key] / seconds["PreconditionedSGDClassifier"],
+                        "log loss": log_loss(z, model.predict_proba(Z)),
+                        "accuracy": model.score(Z, z),
+                        "ended": _ended(model),
+                    }
+                )
     return rows

@@ -52,14 +52,13 @@ train, test, y, y_test = train_test_split(texts, labels, random_state=0, stratif
 print(f"{len(texts):,} paragraphs of {len(PACKAGES)} packages")
 
 # %%
-# With tf-idf. A raw penalty is that of LogisticRegression, with the same minimum. The default, per
-# standard deviation of each feature, makes a fit independent of units; of words it penalises the
-# rare ones much less, and its default `alpha` is too small for these data.
+# With tf-idf. A raw penalty is that of LogisticRegression, with the same minimum. The default
+# chooses its penalties, one a word, by rows that it holds out; no unit of the columns matters.
 vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2)
 X, X_test = vectorizer.fit_transform(train), vectorizer.transform(test)
 models = {
     "PreconditionedSGD, raw": PreconditionedSGDClassifier(penalty_units="raw", random_state=0),
-    "PreconditionedSGD, std": PreconditionedSGDClassifier(random_state=0),
+    "PreconditionedSGD": PreconditionedSGDClassifier(random_state=0),
     "LogisticRegression": LogisticRegression(max_iter=1000),
     "SGDClassifier": SGDClassifier(loss="log_loss", random_state=0),
 }
@@ -83,7 +82,7 @@ def compare(X, X_test):
 
 print(f"Words and pairs: {X.shape[1]:,} features, {X.nnz / X.shape[0]:.0f} of them a paragraph")
 words = compare(X, X_test)
-ours = models["PreconditionedSGD, raw"]
+ours = models["PreconditionedSGD"]
 print(
     f"By the {ours.preconditioner_}: {ours.n_passes_:.0f} passes over X, "
     f"{ours.df_:.0f} effective coefficients of {ours.coef_.size:,}"

@@ -27,6 +27,7 @@ _STEADY = 0.1
 _PRODUCTS = 4  # that conjugate gradients may take before the factor is made anew
 _DAMPING = 1e-2  # share of the stiffness beside the curvature, at first
 _LEAST_DAMPING = 1e-8
+_LEAST_RIDGE = 1e-8  # over a feature's sum of squares, where rows are fewer than features
 
 
 class Quadratic(NamedTuple):
@@ -288,7 +289,10 @@ def _in_span(objective: Objective, start: Minimum | None) -> Minimum:
     X = objective.features(slice(None))
     X = X.toarray() if sparse.issparse(X) else X
     if objective.ridge.any():
-        unit = 1 / np.sqrt(objective.ridge)
+        # A feature that is constant so far has next to no ridge of its own
+        least = _LEAST_RIDGE * (objective.rows.total @ X**2)
+        unit = 1 / np.sqrt(np.maximum(objective.ridge, least))
+        unit[np.isinf(unit)] = 0.0
     else:
         unit = 1 / np.maximum(np.sqrt(np.mean(X**2, axis=0)), 1e-300)
         unit[unit == 1e300] = 0.0

@@ -31,6 +31,7 @@ __all__ = [
     "Encoding",
     "ask",
     "at",
+    "bent",
     "correct",
     "deviances",
     "labels",
@@ -351,6 +352,21 @@ def losses(encoding: Encoding, block: Block, W: Array, U: Array, steps: Array) -
             value = problem.loss.value(problem.Y[piece], f[:, :t] + step * f[:, t:])
             out[j] += problem.weighted(value, piece).sum()
     return {"losses": out}
+
+
+def bent(encoding: Encoding, block: Block, W: Array, bends: Array) -> Answer:
+    """Squares of residuals up to several lengths, and the weight of those beyond."""
+    problem = encoding.problem(block)
+    inside, beyond = np.zeros((2, len(bends)))
+    for piece, Z in problem.chunks():
+        residual = np.abs(problem.Y[piece] - problem.predict(Z, W))[:, 0]
+        weight = problem.weighted(np.ones(len(residual)), piece)
+        order = np.argsort(residual)
+        residual, weight = residual[order], weight[order]
+        first = np.searchsorted(residual, bends, side="right")
+        inside += np.append(0.0, np.cumsum(weight * residual**2))[first]
+        beyond += weight.sum() - np.append(0.0, np.cumsum(weight))[first]
+    return {"inside": inside, "beyond": beyond}
 
 
 def residuals(encoding: Encoding, block: Block, predict: Callable[[Any], Any]) -> Answer:

@@ -42,10 +42,13 @@ class PreconditionedSGDClassifier(DaskMixin, ClassifierMixin, PreconditionedSGD)
     ----------
     loss : {"log_loss"}, default="log_loss"
         Loss.
-    alpha : float or "auto", default="auto"
+    alpha : float, array-like of shape (n_features,) or "auto", default="auto"
         Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted,
-        in the units that follow. "auto" is one over the sum of the weights, LogisticRegression's
-        ``C=1`` on standardised features; zero is no penalty.
+        in the units that follow; of all features or of each; zero is no penalty. "auto" is one
+        over the sum of the weights, LogisticRegression's ``C=1`` on standardised features. Of more
+        than 1,000 features and fewer than ten rows for each, `fit` chooses more, with "std": rare
+        features are penalised as frequent ones, and rows that are held out choose how much (MATH
+        section 7.7); `alpha_` tells.
     penalty_units : {"std", "raw"}, default="std"
         What the penalty sees: with "std" the coefficient per standard deviation of its feature,
         so that a fit does not depend on units and equals that on `StandardScaler`'s output; with
@@ -123,6 +126,8 @@ GradientCovarianceEstimator, default="auto"
     history_ : list of dict
         For each round: loss, decrement, floor (the statistical error that `tol` multiplies),
         passes, seconds.
+    alpha_ : float or ndarray of shape (n_features,)
+        Penalty that `fit` took, in the units of `alpha`; an array where "auto" chose it.
     converged_ : bool
         Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
         last one, was foreseen to end below it, and was taken (`history_` then ends above);
@@ -176,7 +181,7 @@ GradientCovarianceEstimator, default="auto"
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **PreconditionedSGD._parameter_constraints,
         "loss": [StrOptions({"log_loss"})],
-        "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
+        "alpha": [Interval(Real, 0, None, closed="left"), "array-like", StrOptions({"auto"})],
         "class_weight": [StrOptions({"balanced"}), dict, None],
     }
 
@@ -184,7 +189,7 @@ GradientCovarianceEstimator, default="auto"
         self,
         loss: str = "log_loss",
         *,
-        alpha: float | str = "auto",
+        alpha: Any = "auto",
         penalty_units: str = "std",
         fit_intercept: bool = True,
         batch_size: int | str = "auto",
@@ -283,10 +288,13 @@ GradientCovarianceEstimator, default="auto"
         """Learn from another chunk of a stream, in one pass.
 
         Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
-        error, unless the order of the rows sorts by the target. After `fit` it goes on from there,
-        and drops what `fit` told of itself: `history_`, `n_iter_`, `n_passes_`, `learning_rate_`,
-        `converged_`, `preconditioner_`, `covariance_estimator_`, and what came of that: `rank_`,
-        `df_` and the standard errors. The penalty is that of all rows seen; `alpha` may
+        error, unless the order of the rows sorts by the target. Beyond 5,000 features, or what
+        memory has room for, and with preconditioner="diagonal" it keeps a few numbers a coefficient
+        and forgets how features go together once their rows are gone (MATH section 7.6); the first
+        call decides. After `fit` it goes on from there, and drops what `fit` told of itself:
+        `history_`, `n_iter_`, `n_passes_`, `learning_rate_`, `converged_`, `preconditioner_`,
+        `alpha_`, `covariance_estimator_`, and what came of that: `rank_`, `df_` and the standard
+        errors. The penalty is that of all rows seen, for "auto" one over their weight; `alpha` may
         change, the loss, its parameters and `fit_intercept` may not.
 
         Parameters
@@ -328,7 +336,6 @@ GradientCovarianceEstimator, default="auto"
             each = class_weighted(self.class_weight, self.classes_, self.classes_, None)
             refuse_one_class(self.classes_, each)
             Y, loss = self._encode(y)
-            self._refuse_unfit(X, Y)
             weights = class_weighted(self.class_weight, self.classes_, y, sample_weight)
             self._learn(X, Y, loss, weights)
         return self
@@ -349,7 +356,7 @@ GradientCovarianceEstimator, default="auto"
 
     def _attributes(self, W: Array, dtype: Any) -> dict[str, Any]:
         if W.shape[1] > 1:  # the symmetric parametrisation: columns sum to zero
-            W = W - W.mean(axis=1, keepdims=True)
+            W = W - np.einsum("ij->i", W)[:, None] / W.shape[1]
         h = int(self.fit_intercept)
         intercept = W[0] if h else np.zeros(W.shape[1])
         return {"coef_": W[h:].T.astype(dtype), "intercept_": intercept.astype(dtype)}

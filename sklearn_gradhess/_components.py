@@ -132,7 +132,10 @@ class Components(Fitted):
         hidden = max([rest, *along_components(following, rest, others / k)[0].tolist()])
         s, mean = self.shrinkage, trace / self.n_features
         return Spectrum(
-            (1 - s) * variances + s * mean, vectors, (1 - s) * rest + s * mean, (1 - s) * hidden
+            (1 - s) * variances + s * mean,
+            vectors,
+            float((1 - s) * rest + s * mean),
+            (1 - s) * hidden,
         )
 
     @property

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_gradhess import _blocks
 from sklearn_gradhess._blocks import Answer, Block
-from sklearn_gradhess._validation import blas_threads, is_dask, output_config, refuse_foreign
+from sklearn_gradhess._validation import blas_threads, is_dask, output_kind, refuse_foreign
 
 __all__ = ["Collection", "Engine", "LazyTransform", "by_block", "check_collection", "nameless"]
 
@@ -336,7 +336,7 @@ class LazyTransform:
         if not is_dask(X):
             return base.transform(X)
         check_is_fitted(self)
-        kind = output_config("transform", self)["dense"]
+        kind = output_kind(self)
         if kind not in ("default", "pandas"):
             raise ValueError(
                 f"Data frames of dask are of pandas, not of {kind}: "

@@ -13,12 +13,14 @@ import numpy.typing as npt
 from scipy import sparse
 
 from sklearn_gradhess._rows import Problem
+from sklearn_gradhess._squares import Squares
 
-__all__ = ["Diagonal", "centred_squares", "diagonal_hessian"]
+__all__ = ["Diagonal", "centred_squares", "diagonal_hessian", "hessian_squares"]
 
 Array = npt.NDArray[np.float64]
 # Share of a feature's mean square that its variance has at least, if it is no rounding error
 _CONSTANT = 1e-12
+_BUFFER_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,10 @@ class Diagonal:
     total : ndarray of shape (c,)
         Mean curvature.
     variance : ndarray of shape (d, c)
-        Diagonal of the centred Hessian, without penalty.
+        Diagonal of the centred Hessian of the rows, without penalty.
     inverse : ndarray of shape (d, c)
-        Inverse of it with the penalty; zero for constant features without one,
-        which are left alone.
+        Inverse of it with the penalty, and what else the objective has; zero for constant features
+        without one, which are left alone.
     has_intercept : bool
         Whether the first row of W is the intercept.
     coupling : int
@@ -94,14 +96,28 @@ def diagonal_hessian(problem: Problem, curvature: Array | None) -> Diagonal:
     curvature : ndarray of shape (n_samples, t) or None
         Curvature of each row; None is one.
     """
-    v = np.ones((problem.n, 1)) if curvature is None else curvature
-    v = problem.weighted(v)
-    mean, variance = centred_squares(problem, v)
-    total = np.maximum(v.sum(axis=0) / problem.n, np.finfo(np.float64).tiny)
-    h = int(problem.has_intercept)
-    scale = variance + problem.ridge[h:]
+    own = hessian_squares(problem, curvature)
+    whole, h = problem.with_others(own), int(problem.has_intercept)
+    total = np.maximum(whole.total, np.finfo(np.float64).tiny)
+    scale = whole.scatter + problem.ridge[h:]
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-    return Diagonal(mean, total, variance, inverse, problem.has_intercept, problem.loss.coupling)
+    return Diagonal(
+        whole.mean, total, own.scatter, inverse, problem.has_intercept, problem.loss.coupling
+    )
+
+
+def hessian_squares(problem: Problem, curvature: Array | None) -> Squares:
+    """Diagonal of the Hessian of the mean loss of the rows, the intercept eliminated: a pass.
+
+    Parameters
+    ----------
+    problem : Problem
+        The objective.
+    curvature : ndarray of shape (n_samples, c) or None
+        Curvature of each row; None is one.
+    """
+    v = problem.weighted(np.ones((problem.n, 1)) if curvature is None else curvature)
+    return Squares(v.sum(axis=0) / problem.n, *centred_squares(problem, v))
 
 
 def centred_squares(problem: Problem, v: Array) -> tuple[Array, Array]:
@@ -137,5 +153,9 @@ def _squares(problem: Problem, shift: Array) -> Iterator[tuple[slice, Any, Any]]
         if sparse.issparse(rows):
             yield piece, rows, type(rows)((rows.data**2, rows.indices, rows.indptr), rows.shape)
         else:
-            Z = rows - shift
-            yield piece, Z, Z**2
+            # Few enough rows at a time that what is made of them is memory used again
+            step = max(16, _BUFFER_BYTES // (8 * len(shift)))
+            for start in range(piece.start, piece.stop, step):
+                some = slice(start, min(start + step, piece.stop))
+                Z = rows[start - piece.start : some.stop - piece.start] - shift
+                yield some, Z, Z**2

@@ -14,7 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_gradhess import _blocks
-from sklearn_gradhess._blocks import Encoding
+from sklearn_gradhess._blocks import Answer, Encoding
 from sklearn_gradhess._dask import Collection, Engine, check_collection, nameless
 from sklearn_gradhess._descent import Ending, Goal, Look, Model, Point, descend
 from sklearn_gradhess._loss import Loss, ScaledLoss
@@ -22,11 +22,11 @@ from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._monitor import Monitor
 from sklearn_gradhess._multinomial import MultinomialLoss
 from sklearn_gradhess._online import Seen
-from sklearn_gradhess._penalty import Penalty, Spread
+from sklearn_gradhess._penalty import Penalty, Spread, per_feature
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._rounds import Blocks, Rounds, Told, counted_error, drifts_on, sketch_batches
 from sklearn_gradhess._rows import Problem
-from sklearn_gradhess._sample import sample_size, solution_of_sample
+from sklearn_gradhess._sample import rows_for_a_scale, sample_size, solution_of_sample
 from sklearn_gradhess._sketch import triangles_factor
 from sklearn_gradhess._solver import Solution, record_of
 from sklearn_gradhess._stream import FitSaw
@@ -40,6 +40,10 @@ Array = npt.NDArray[np.float64]
 _ONE_ROUND = 300
 # Raw prediction by which a step moves rows that drift, at least: one, as losses fall exponentially
 _DRIFTING = 0.5
+_SCALES = 20  # of residuals, one after the other
+_WIDER = 5  # grids, each twice as wide, before the scale is taken for what is beyond them
+_LEAST = 1e-9  # scale over the size of targets, below which residuals are none
+_GRID = 65  # places between which the next one is looked for
 _COLUMN = "A column-vector y was passed when a 1d array was expected. Pass y[:, 0], or y['name']."
 # What mini-batch steps and held-out rows need is not to be had block by block
 _FOR_ROWS = {
@@ -165,11 +169,10 @@ class DaskMixin:
                     f"y has {y.ndim} dimensions, but loss={model.loss!r} takes one target: pass a "
                     "vector of shape (n_samples,)."
                 )
-            if isinstance(model._make_loss(), ScaledLoss):
+            if model.loss == "quantile":
                 raise ValueError(
-                    f"loss={model.loss!r} needs the scale of the residuals, estimated from "
-                    "rows in memory, and X is a dask collection. Use another loss, or fit "
-                    "X.compute()."
+                    "loss='quantile' is smoothed by the spread of the residuals, which needs rows "
+                    "in memory, and X is a dask collection. Use another loss, or fit X.compute()."
                 )
             encoding, counts = Encoding(model._make_loss(), bool(model.fit_intercept), name), None
         solution, shape = fit.solve(encoding, counts, coef_init, intercept_init)
@@ -188,7 +191,8 @@ class _Fit:
         self.model, self.engine, self.clock = model, engine, clock
         self.rng = model._generator()
         self.history: list[dict[str, Any]] = []
-        self.penalty = Penalty(model.alpha, model.penalty_units)
+        alpha = per_feature(model.alpha, engine.collection.X.shape[1])
+        self.penalty = Penalty(alpha, model.penalty_units)
         self.spread: Spread | None = None
         self.monitor = Monitor(model, model._attributes, engine.collection.X, None, None)
 
@@ -264,8 +268,55 @@ class _Fit:
             self.rng,
         )
         start = model._start_from(coef_init, intercept_init, d, len(counts.target))
+        if isinstance(problem.loss, ScaledLoss):
+            data, start = self._scaled(data, problem.loss, counts, start)
         solution = self._descend(data, self._begin(data, counts, start))
-        return solution, self._shape(problem, counts)
+        return solution, self._shape(data.problem, counts)
+
+    def _scaled(
+        self, data: Blocks, loss: ScaledLoss, counts: _Counts, W: Array | None
+    ) -> tuple[Blocks, Array | None]:
+        """Find the scale that residuals have at the minimum for that scale, and go near that.
+
+        A sample tells a scale to begin with; solutions and scales of all rows follow each other.
+        """
+        problem, goal = data.problem, Goal(self.model.tol)
+        m = rows_for_a_scale(counts.n, problem.p, self.engine.collection.dtype.itemsize)
+        told = self._sampled(data, m / counts.n)
+        W = told["start"] if W is None else W
+        W = _null_model(problem, counts) if W is None else W
+        size = np.sqrt(counts.square / counts.weight) or 1.0
+        scale = told["scale"] or size
+        close = max(np.sqrt(self.model.tol / problem.observations), 1e-9)
+        for round_ in range(_SCALES):
+            data = data.of_loss(loss.at_scale(scale, problem.observations, problem.p))
+            method = Rounds(data, goal)
+            W = descend(method, data.at(W, Model.CURVATURE), goal, self.model.max_iter).W
+            before, scale = scale, self._scale_at(data, W, scale, 4.0**-round_)
+            scale = max(scale, _LEAST * size)
+            if abs(np.log(scale / before)) <= close:
+                break
+        return data, W
+
+    def _scale_at(self, data: Blocks, W: Array, scale: float, width: float) -> float:
+        """Scale of all residuals at W (see `HuberLoss.residual_scale`): a round, or several.
+
+        The root of ``sum(w min(r^2/s^2, epsilon^2)) = sum(w)`` is bracketed on a grid of s, which
+        moves on where it lies beyond.
+        """
+        epsilon = data.problem.loss.parameters["epsilon"]
+        for _ in range(_WIDER):
+            grid = scale * np.exp(np.linspace(-width, width, _GRID))
+            said = self.engine(_blocks.bent, encoding=data.encoding, W=W, bends=epsilon * grid)
+            self.engine.passes += 1
+            excess = said["inside"] / grid**2 + epsilon**2 * said["beyond"] - data.weight
+            falls = np.flatnonzero((excess[:-1] > 0) & (excess[1:] <= 0))
+            if len(falls):
+                j = falls[-1]
+                share = excess[j] / (excess[j] - excess[j + 1])
+                return float(grid[j] * (grid[j + 1] / grid[j]) ** share)
+            scale, width = float(grid[-1] if excess[-1] > 0 else grid[0]), 2 * width
+        return scale
 
     @property
     def _oversampling(self) -> float | None:
@@ -290,13 +341,14 @@ class _Fit:
 
     @property
     def _per_deviation(self) -> bool:
-        return bool(self.penalty.alpha) and self.penalty.units == "std"
+        return self.penalty.present and self.penalty.units == "std"
 
     def _stand_in(self, encoding: Encoding, t: int, counts: _Counts) -> Problem:
         """Problem of no rows that has the penalty, and counts the rows of others."""
         collection, total = self.engine.collection, counts.weight
         spread = self.spread or Spread.empty(collection.X.shape[1])
-        ridge = self.penalty.ridge(total, spread) / total if self.penalty.alpha else 0.0
+        ridge = self.penalty.ridge(total, spread) / total if self.penalty.present else 0.0
+        self.model.alpha_ = self.penalty.of_mean(total)
         X = np.zeros((1, collection.X.shape[1]), dtype=collection.dtype)
         return Problem(
             X,
@@ -312,20 +364,20 @@ class _Fit:
         """Look at the start given, or at the null model, if that is better; or at a sample's."""
         null = _null_model(data.problem, counts)
         if start is None:
-            start = self._of_sample(data, counts)
-            if start is not None:
+            told = self._of_sample(data, counts)
+            if told is not None and told["start"] is not None:
                 raw = null[0] if data.problem.has_intercept else 0 * null[0]
-                point = data.no_worse(start, raw)
+                point = data.as_told(told["start"], raw, told["dispersion"])
                 if point is not None:
                     return point
             return data.at(null, Model.CURVATURE)
         point, there = (data.at(W, Model.CURVATURE) for W in (null, start))
         return there if there.objective <= point.objective else point
 
-    def _of_sample(self, data: Blocks, counts: _Counts) -> Array | None:
-        """Coefficients of a sample of the rows: a round."""
+    def _of_sample(self, data: Blocks, counts: _Counts) -> Answer | None:
+        """Solve a sample of the rows, if that is worth it: a round."""
         problem, loss = data.problem, data.problem.loss
-        if loss.quadratic:
+        if loss.quadratic or isinstance(loss, ScaledLoss) or loss.coupling > 1:
             return None
         events = np.inf
         if loss.asymptotic and not np.any(problem.alpha):
@@ -337,18 +389,20 @@ class _Fit:
         m = sample_size(counts.n, problem.p, itemsize, events)
         if not m:
             return None
-        self.engine.passes += m / counts.n
+        return self._sampled(data, m / counts.n)
+
+    def _sampled(self, data: Blocks, share: float) -> Answer:
+        """Solve a share of the rows on a worker: a round."""
+        self.engine.passes += share
         seed, own = self.rng.integers(2**63, size=2).tolist()
-        found = self.engine(
+        alpha = data.problem.alpha
+        return self.engine(
             _blocks.sampled,
             encoding=data.encoding,
-            share=m / counts.n,
+            share=share,
             seed=seed,
-            conclude=partial(
-                solution_of_sample, encoding=data.encoding, alpha=problem.alpha, seed=own
-            ),
+            conclude=partial(solution_of_sample, encoding=data.encoding, alpha=alpha, seed=own),
         )
-        return found["start"]
 
     def _descend(self, data: Blocks, point: Point) -> Solution:
         model, problem, goal = self.model, data.problem, Goal(self.model.tol)

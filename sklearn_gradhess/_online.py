@@ -159,6 +159,11 @@ class LeastSquaresStream:
         return not self.waiting
 
     @property
+    def fitted(self) -> dict[str, float]:
+        """What an estimator keeps of the loss: nothing."""
+        return {}
+
+    @property
     def trouble(self) -> str:
         """What a user should know of the solution: there is nothing."""
         return ""
@@ -305,6 +310,11 @@ class ConvexStream:
     def n_targets(self) -> int:
         """Columns of the raw prediction."""
         return self.linear.shape[1]
+
+    @property
+    def fitted(self) -> dict[str, float]:
+        """What an estimator keeps of the loss."""
+        return dict(self.loss.fitted)
 
     @property
     def capacity(self) -> int:

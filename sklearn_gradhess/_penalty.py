@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-__all__ = ["Penalty", "Spread"]
+__all__ = ["Penalty", "Spread", "per_feature"]
 
 Array = npt.NDArray[np.float64]
 
@@ -69,8 +69,9 @@ class Penalty(NamedTuple):
 
     Attributes
     ----------
-    alpha : float or "auto"
-        Its weight; "auto" is one over the sum of the weights, a penalty of one on the sum.
+    alpha : float, ndarray of shape (d,) or "auto"
+        Its weight, of all features or of each; "auto" is one over the sum of the weights, a penalty
+        of one on the sum.
     units : {"std", "raw"}
         Whether coefficients are penalised per standard deviation of their features.
     """
@@ -78,12 +79,44 @@ class Penalty(NamedTuple):
     alpha: Any = 0.0
     units: str = "std"
 
-    def of_mean(self, weight: float) -> float:
+    @property
+    def present(self) -> bool:
+        """Whether there is one."""
+        return isinstance(self.alpha, str) or bool(np.any(self.alpha))
+
+    def of_mean(self, weight: float) -> Any:
         """Weight of the penalty beside the mean loss of rows of this total weight."""
-        return 1 / weight if isinstance(self.alpha, str) else float(self.alpha)
+        if isinstance(self.alpha, str):
+            return 1 / weight
+        return float(self.alpha) if np.ndim(self.alpha) == 0 else self.alpha
 
     def ridge(self, weight: float, spread: Spread, unit: float = 1.0) -> Array:
         """Ridge of each coefficient beside the sum of losses, weights in this unit."""
         total = self.of_mean(weight * unit) * weight
         per = spread.variance if self.units == "std" else np.ones_like(spread.mean)
         return total * per
+
+
+def per_feature(alpha: Any, d: int) -> Any:
+    """Copy a penalty of each feature, checked; one of all, or "auto", is what it was.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many as features, or one of them is negative or not finite.
+    """
+    if isinstance(alpha, str) or np.ndim(alpha) == 0:
+        return alpha
+    values = np.array(alpha, dtype=np.float64)
+    if values.shape != (d,):
+        raise ValueError(
+            f"alpha has shape {values.shape}, but X has {d} features: pass one penalty for all "
+            "of them, or one for each."
+        )
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        raise ValueError(
+            f"alpha has {np.count_nonzero(wrong)} entries that are negative or not finite, such as "
+            f"{values[wrong][0]:g}. Pass penalties of zero or more."
+        )
+    return values

@@ -4,13 +4,13 @@ The rates are those of one thread of a current processor, in seconds; only their
 ``python -m benchmarks.rates`` measures them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sklearn_gradhess._memory import matrices
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "plan", "streams_by_diagonal"]
 
 _FLOP = 1 / 40e9  # a multiplication and addition in a product of matrices
 _ENTRY = 2e-9  # an entry of X on its way into a Gram matrix
@@ -122,6 +122,32 @@ def plan(
     if preconditioner == "exact":
         return Plan("exact", "steps" if steps else "newton", n, share)
     return Plan("sketch", "steps" if steps else "newton", min(wanted, n), share)
+
+
+def streams_by_diagonal(p: int, *, n_columns: int, preconditioner: Any, memory: float) -> bool:
+    """Say whether a stream keeps a diagonal model: asked for, or where no fit makes a matrix.
+
+    Parameters
+    ----------
+    p : int
+        Coefficients.
+    n_columns : int
+        Columns of coefficients with a Hessian each.
+    preconditioner : str or estimator
+        What the user wants; "auto" leaves the choice.
+    memory : float
+        Bytes that matrices may take.
+
+    Examples
+    --------
+    >>> from sklearn_gradhess._plan import streams_by_diagonal
+    >>> settings = dict(n_columns=1, preconditioner="auto", memory=2**34)
+    >>> streams_by_diagonal(5_000, **settings), streams_by_diagonal(5_001, **settings)
+    (False, True)
+    """
+    if not isinstance(preconditioner, str) or preconditioner != "auto":
+        return isinstance(preconditioner, str) and preconditioner == "diagonal"
+    return p > _WIDEST or (p > _NARROW and matrices(p, n_columns) > memory)
 
 
 def _cheaper(

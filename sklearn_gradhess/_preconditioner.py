@@ -456,7 +456,7 @@ def _triangular(root: Array) -> Array:
 
 
 def _norms(factor: Array) -> Array:
-    largest = np.max(np.abs(factor), axis=0, initial=0.0)
+    largest = np.max(np.abs(factor), axis=0)
     largest = np.where(largest > 0, largest, 1.0)
     norms = largest * np.sqrt(np.sum((factor / largest) ** 2, axis=0))
     return np.where(norms > 0, norms, 1.0)

@@ -44,10 +44,10 @@ class PreconditionedSGDRegressor(DaskMixin, MultiOutputMixin, RegressorMixin, Pr
         exposure as y, and the exposure as `sample_weight`. "quantile" is the pinball loss,
         smoothed; "huber" is linear for large residuals. Both are multiplied by `scale_`, so that
         they are in squared units of y. Targets of shape (n_samples, n_targets) for "squared_error".
-    alpha : float, default=0.0
+    alpha : float or array-like of shape (n_features,), default=0.0
         Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted,
-        in the units that follow. Ridge's penalty over the number of rows. HuberRegressor's alpha is
-        ``n_samples * alpha / scale_``.
+        in the units that follow; of all features or of each. Ridge's penalty over the number of
+        rows. HuberRegressor's alpha is ``n_samples * alpha / scale_``.
     penalty_units : {"std", "raw"}, default="std"
         What the penalty sees: with "std" the coefficient per standard deviation of its feature,
         so that a fit does not depend on units and equals that on `StandardScaler`'s output; with
@@ -136,6 +136,8 @@ GradientCovarianceEstimator, default="auto"
     history_ : list of dict
         For each round: loss, decrement, floor (the statistical error that `tol` multiplies),
         passes, seconds. For "huber" and "quantile" the rounds after the scale was found.
+    alpha_ : float or ndarray of shape (n_features,)
+        Penalty that `fit` took.
     converged_ : bool
         Whether the last full gradient met `tol`; or one more round of steps, at the rate of the
         last one, was foreseen to end below it, and was taken (`history_` then ends above);
@@ -186,8 +188,9 @@ GradientCovarianceEstimator, default="auto"
     to a quarter of that besides (MATH section 10). Until a solution is asked for it may have none
     stored: `coef_` is found when somebody looks, and `vars` does not show it.
 
-    The scale of "huber" and "quantile" is estimated in a stream from the rows that it keeps; after
-    a `fit` it stays.
+    The scale of "huber" and "quantile" is estimated in a stream from the rows that it keeps, and
+    after a `fit` it stays; in wide data it is the mean over blocks of rows, of each before it was
+    fitted to.
 
     "huber" minimises the objective of `sklearn.linear_model.HuberRegressor`, in which the scale is
     a variable too, so that no unit of y matters. The bandwidth of "quantile" falls with the number
@@ -221,7 +224,7 @@ GradientCovarianceEstimator, default="auto"
         self,
         loss: str = "squared_error",
         *,
-        alpha: float = 0.0,
+        alpha: Any = 0.0,
         penalty_units: str = "std",
         fit_intercept: bool = True,
         epsilon: float = 1.35,
@@ -319,11 +322,14 @@ GradientCovarianceEstimator, default="auto"
         """Learn from another chunk of a stream, in one pass.
 
         Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
-        error, unless the order of the rows sorts by the target. After `fit` it goes on from there,
-        and drops what `fit` told of itself: `history_`, `n_iter_`, `n_passes_`, `learning_rate_`,
-        `converged_`, `preconditioner_`, `covariance_estimator_`, and what came of that: `rank_`,
-        `df_` and the standard errors. The penalty is that of all rows seen; `alpha` may
-        change, the loss, its parameters and `fit_intercept` may not.
+        error, unless the order of the rows sorts by the target. Beyond 5,000 features, or what
+        memory has room for, and with preconditioner="diagonal" it keeps a few numbers a coefficient
+        and forgets how features go together once their rows are gone (MATH section 7.6); the first
+        call decides. After `fit` it goes on from there, and drops what `fit` told of itself:
+        `history_`, `n_iter_`, `n_passes_`, `learning_rate_`, `converged_`, `preconditioner_`,
+        `alpha_`, `covariance_estimator_`, and what came of that: `rank_`, `df_` and the standard
+        errors. The penalty is that of all rows seen; `alpha` may change, the loss, its parameters
+        and `fit_intercept` may not.
 
         Parameters
         ----------
@@ -355,7 +361,6 @@ GradientCovarianceEstimator, default="auto"
             X, Y, sample_weight, vector = self._validate(
                 X, y, sample_weight, reset=first, allow_zero=True
             )
-            self._refuse_unfit(X, Y)
             if first:
                 self._vector = vector
             self._learn(X, Y, self._make_loss(), sample_weight)

@@ -6,7 +6,7 @@ leaves about p/k of the decrement, and what the curvature changed (MATH section 
 Hessian is the same everywhere one sketch serves, and conjugate gradients ask for products.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from sklearn_gradhess import _blocks
 from sklearn_gradhess._blocks import Answer, Encoding
 from sklearn_gradhess._conjugate_gradients import Found, conjugate_gradients
 from sklearn_gradhess._descent import Goal, Look, Method, Model, Point, Step
+from sklearn_gradhess._losses import Loss
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._sketch import triangles_factor
@@ -27,6 +28,8 @@ _EPS = float(np.finfo(np.float64).eps)
 _SLACK = 1e-13  # digits of an objective that summing the rows leaves
 _LEFT = 4.0  # times coefficients over batches: share of a decrement that a step by a sketch leaves
 _KURTOSIS = 3.0  # E x^4 of a Gaussian
+_LIKE = 2.0  # dispersion of all rows over that of a sample
+_COUPLED = 4.0  # decrement over what a preconditioner that knows each class by itself sees of it
 _FORCING = 0.1  # share of a decrement that may be left where the next step is made elsewhere
 _BLIND = 1e-4  # share of a decrement to go for where nobody knows the loss
 _SHORTER = 0.5 ** np.arange(1.0, 31.0)
@@ -112,18 +115,27 @@ class Blocks:
     rng: np.random.Generator
     singular: int = field(default=0, init=False)  # directions known to be
 
+    def of_loss(self, loss: Loss) -> "Blocks":
+        """Ask about another loss of the same rows."""
+        problem = replace(self.problem, loss=loss)
+        return replace(self, encoding=replace(self.encoding, loss=loss), problem=problem)
+
     def at(self, W: Array, model: Model, direction: Array | None = None) -> Point:
         """Gradient, objective and a fresh sketch: a round."""
         return self._told(W, model, self._sketched(W, model, direction=direction))
 
-    def no_worse(self, W: Array, null: Array) -> Point | None:
-        """Look at a place, if it is no worse than one raw prediction for all rows: a round."""
+    def as_told(self, W: Array, null: Array, dispersion: float) -> Point | None:
+        """Look at what a sample told to be the minimum, if all rows are like the sample: a round.
+
+        They are not where one raw prediction for all rows is better, or where the dispersion is
+        much larger: a goal that is a share of the dispersion would be met at once.
+        """
         answer = self._sketched(W, Model.CURVATURE, null=null)
-        if not answer["value"] / self.weight + self.problem.penalty(W) <= (
+        better = answer["value"] / self.weight + self.problem.penalty(W) <= (
             answer["null"] / self.weight
-        ):
-            return None
-        return self._told(W, Model.CURVATURE, answer)
+        )
+        like = answer["slope2"] <= _LIKE * dispersion * answer["curvature"]
+        return self._told(W, Model.CURVATURE, answer) if better and like else None
 
     def _told(self, W: Array, model: Model, answer: Answer) -> Point:
         factor = self._factor(answer)
@@ -278,7 +290,8 @@ class Rounds:
                 return left * self._left(told, shrank) <= goal
             if loss.coupling == 1:
                 return True
-            return left <= max(least, min(_FORCING, first / max(dispersion, 1e-300)) * first)
+            forcing = min(_FORCING, first / max(dispersion, 1e-300))
+            return _COUPLED * left <= max(least, forcing * first)
 
         nothing = np.empty((0, 0))  # there are no raw predictions here
         return conjugate_gradients(
@@ -293,7 +306,7 @@ class Rounds:
     def _left(self, told: Told, shrank: float) -> float:
         """Share of a decrement that another preconditioned step leaves."""
         if self.data.problem.loss.coupling > 1:
-            return max(shrank, 2 * told.factor.ratio)
+            return _COUPLED * max(shrank, 2 * told.factor.ratio)
         return min(_LEFT * told.factor.ratio, max(shrank, 2 * told.factor.ratio))
 
     def _looked(self, point: Point, found: Found) -> Look:

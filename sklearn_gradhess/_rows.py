@@ -11,6 +11,7 @@ from scipy import sparse
 
 from sklearn_gradhess._descent import Model, Point
 from sklearn_gradhess._loss import Loss
+from sklearn_gradhess._squares import Squares
 
 __all__ = ["Problem", "Rows", "Seen", "Trial"]
 
@@ -170,6 +171,18 @@ class Problem:
         """Value of the penalty, which leaves the intercept alone."""
         return 0.5 * float(np.sum(self.ridge * W * W))
 
+    def pull(self, W: Array) -> Array:
+        """Gradient of the penalty."""
+        return self.ridge * W
+
+    def resist(self, U: Array) -> Array:
+        """Hessian of the penalty times a direction."""
+        return self.ridge * U
+
+    def with_others(self, squares: Squares) -> Squares:
+        """Add what the objective knows of rows that are not here: there are none."""
+        return squares
+
     def mean_loss(self, raw: Array) -> float:
         """Weighted mean loss at raw predictions."""
         value = self.loss.value(self.Y, raw)
@@ -309,7 +322,7 @@ class Rows:
                 rows = weights[piece] * f
             out += problem.adjoint(Z, problem.weighted(rows, piece))
         self.passes += 1
-        return out / problem.n + problem.ridge * U, raw_u
+        return out / problem.n + problem.resist(U), raw_u
 
     def weights(self, point: Point, model: Model) -> Array:
         """Curvature that a model gives each row, (n_samples, t)."""
@@ -399,7 +412,7 @@ class Rows:
 
     def _point(self, W: Array, objective: float, total: Array, seen: Seen) -> Point:
         problem = self.problem
-        gradient = total / problem.n + problem.ridge * W
+        gradient = total / problem.n + problem.pull(W)
         # Raw predictions of a link are numbers without a unit
         least = self.unit if problem.loss.own_unit else 1.0
         size = problem.weighted(seen.curvature * (seen.raw**2 + least)).sum()

@@ -15,10 +15,13 @@ from scipy import sparse
 
 from sklearn_gradhess._blocks import Answer, Block, Encoding
 from sklearn_gradhess._descent import Ending
+from sklearn_gradhess._loss import ScaledLoss
 from sklearn_gradhess._plan import plan
+from sklearn_gradhess._rows import Problem
+from sklearn_gradhess._scale_estimate import estimate_scale
 from sklearn_gradhess._solver import Settings, solve
 
-__all__ = ["sample_size", "solution_of_sample"]
+__all__ = ["rows_for_a_scale", "sample_size", "solution_of_sample"]
 
 Array = npt.NDArray[np.float64]
 _ROWS = 64  # of the sample, a coefficient
@@ -41,14 +44,20 @@ def sample_size(n: int, p: int, itemsize: int, events: float) -> int:
     events : float
         Rows of the rarest class, or the sum of counts, that all rows have.
     """
-    m = min(_ROWS * p, _BYTES // (itemsize * p))
+    most = _BYTES // (itemsize * p)
+    m = min(_ROWS * p, most)
     if m < _FEWEST * p or n < _SHARE * m or events * m < _EVENTS * p * n:
         return 0
     return int(m)
 
 
+def rows_for_a_scale(n: int, p: int, itemsize: int) -> int:
+    """Rows to draw where the scale of the residuals is to be estimated from them."""
+    return int(min(n, max(_BYTES // (itemsize * p), _FEWEST), 4 * _ROWS * p))
+
+
 def solution_of_sample(said: Answer, encoding: Encoding, alpha: Any, seed: int) -> Answer:
-    """Coefficients at which the sample's objective has its minimum; none where it has none.
+    """Where the sample's objective has its minimum, if it has one; scale and dispersion there.
 
     Parameters
     ----------
@@ -72,13 +81,30 @@ def solution_of_sample(said: Answer, encoding: Encoding, alpha: Any, seed: int) 
     problem = encoding.problem(Block(0, *several))
     if problem.weight is not None:
         if not problem.weight.any():
-            return {"start": None}
+            return {"start": None, "scale": None, "dispersion": np.inf}
         problem = replace(problem, weight=problem.weight / problem.weight.mean())
     problem = replace(problem, alpha=alpha)
     coupled = problem.loss.coupling > 1
     columns = problem.Y.shape[1]
     chosen = plan(problem.n, problem.p, n_columns=columns, quadratic=False, coupled=coupled)
     settings = Settings(chosen._replace(share=1), tol=_COARSE, max_iter=30)
-    found = solve(problem, settings, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    loss, start, _ = estimate_scale(problem, settings, rng)
+    problem = replace(problem, loss=loss)
+    found = solve(problem, settings, rng, start)
     good = found.ending is Ending.CONVERGED and np.isfinite(found.W).all()
-    return {"start": found.W if good else None}
+    return {
+        "start": found.W if good else None,
+        "scale": loss.scale if isinstance(loss, ScaledLoss) else None,
+        "dispersion": _dispersion(problem, found.W),
+    }
+
+
+def _dispersion(problem: Problem, W: Array) -> float:
+    """Mean squared slope over mean curvature."""
+    square = curved = 0.0
+    for piece, Z in problem.chunks():
+        _, slope, curvature = problem.loss.all(problem.Y[piece], problem.predict(Z, W))
+        square += float(problem.weighted(slope**2, piece).sum())
+        curved += float(problem.weighted(curvature, piece).sum())
+    return square / curved if curved else np.inf

@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklearn_gradhess._accumulation import of_factor
+from sklearn_gradhess._auto_penalty import choose_penalty, concentration, wideness
 from sklearn_gradhess._dask import by_block
 from sklearn_gradhess._descent import Ending, Goal, Look, descend
 from sklearn_gradhess._diagonal_hessian import DiagonalHessian
@@ -26,7 +27,7 @@ from sklearn_gradhess._loss import Loss, ScaledLoss
 from sklearn_gradhess._memory import allowed, matrices, refuse_many_rows, refuse_wide
 from sklearn_gradhess._moments import triangular_factor
 from sklearn_gradhess._monitor import Monitor
-from sklearn_gradhess._penalty import Penalty, Spread
+from sklearn_gradhess._penalty import Penalty, Spread, per_feature
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._preconditioner import Factor, whitening
 from sklearn_gradhess._rows import Problem
@@ -35,7 +36,7 @@ from sklearn_gradhess._single import Approach, InterceptFirst, SingleGradients
 from sklearn_gradhess._sketch import given_factor
 from sklearn_gradhess._solver import Settings, Solution, record_of, solve
 from sklearn_gradhess._steps import StepSettings
-from sklearn_gradhess._stream import FitSaw, StreamMixin, fit_saw
+from sklearn_gradhess._stream import FitSaw, StreamMixin, diagonal_left, fit_saw
 from sklearn_gradhess._validation import (
     CALLBACK_FRAMES,
     CallbackSupportMixin,
@@ -58,7 +59,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
     """What regressor and classifier share; they say how targets become a problem and back."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "alpha": [Interval(Real, 0, None, closed="left")],
+        "alpha": [Interval(Real, 0, None, closed="left"), "array-like"],
         "penalty_units": [StrOptions({"std", "raw"})],
         "fit_intercept": ["boolean"],
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
@@ -83,6 +84,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         "verbose": ["verbose"],
     }
 
+    alpha_: Any
     _factors: Sequence[Array]
     _diagonal: DiagonalHessian
 
@@ -94,15 +96,14 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
 
     def _refuse_unfit(self, X: Any, Y: Array) -> None:
         """Raise ValueError where features are too many for matrices of the Hessian's size."""
-        classifier = isinstance(self, ClassifierMixin)
         refuse_wide(
             X.shape[1],
-            n_outputs=Y.shape[1] if classifier else 1,  # targets share their curvature
+            # Targets share their curvature
+            n_outputs=Y.shape[1] if isinstance(self, ClassifierMixin) else 1,
             instead=(
-                "Use fit with preconditioner='diagonal' and no setting of mini-batch steps, which "
-                "needs no such matrix; for a stream sklearn.linear_model."
-                f"{'SGDClassifier' if classifier else 'SGDRegressor'}; or take fewer features, by "
-                "sklearn.decomposition.TruncatedSVD or sklearn.feature_selection."
+                "Use preconditioner='diagonal' and no setting of mini-batch steps, which needs no "
+                "such matrix; or take fewer features, by sklearn.decomposition.TruncatedSVD or "
+                "sklearn.feature_selection."
             ),
         )
 
@@ -122,7 +123,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             X, Y, sample_weight, labels, held_out = self._hold_out(
                 X, Y, loss, sample_weight, labels, rng
             )
-        problem, self._fit_saw = self._problem(X, Y, loss, sample_weight)
+        problem, self._fit_saw, width = self._problem(X, Y, loss, sample_weight)
         with blas_threads(X.shape[1]):
             if self.noise == "single":
                 monitor = Monitor(self, self._attributes, X, labels, held_out)
@@ -131,12 +132,20 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 settings = self._settings(problem, sample_weight)
                 loss, start, n_passes = estimate_scale(problem, settings, rng, start)
                 problem = replace(problem, loss=loss)
-                self._fit_saw = self._fit_saw._replace(loss=loss)
+                if width:
+                    chosen = choose_penalty(problem, settings, rng, width)
+                    problem = replace(problem, alpha=chosen.multiple * problem.alpha)
+                    self.alpha_ = chosen.multiple * self.alpha_
+                    settings, n_passes = chosen.settings, n_passes + chosen.n_passes
+                    start = chosen.start if start is None else start
+                self._fit_saw = self._fit_saw._replace(loss=loss, ridge=problem.ridge[:, 0])
                 held_out = held_out and replace(held_out, loss=loss)
                 monitor = Monitor(self, self._attributes, X, labels, held_out)
                 settings = replace(settings, on_iteration=monitor, shows_coef=monitor.sees_coef)
                 solution = solve(problem, settings, rng, start)
                 solution = solution._replace(n_passes=solution.n_passes + n_passes)
+                squares = diagonal_left(problem, solution.factor, solution.W)
+                self._fit_saw = self._fit_saw._replace(squares=squares)
             monitor.close(solution.W)
             self._store_solution(solution, problem)
         self._store(solution.W, X.dtype)
@@ -152,29 +161,42 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
 
     def _problem(
         self, X: Any, Y: Array, loss: Any, sample_weight: Array | None
-    ) -> tuple[Problem, FitSaw]:
-        """Return the objective, and what a stream will ask of its rows."""
-        penalty = Penalty(self.alpha, self.penalty_units)
+    ) -> tuple[Problem, FitSaw, float]:
+        """Return the objective, what a stream will ask of its rows, and how wide they are.
+
+        Where that is more than nothing the penalty is the least that may be chosen.
+        """
+        penalty = Penalty(per_feature(self.alpha, X.shape[1]), self.penalty_units)
         weight, unit = np.ones(Y.shape[0]), 1.0
         if sample_weight is not None:
             unit = float(sample_weight.max())  # their sum might overflow
             weight = sample_weight / unit
         spread = Spread.empty(X.shape[1])
-        if penalty.alpha and penalty.units == "std":
+        if penalty.present and penalty.units == "std":
             for start in range(0, len(weight), step := max(256, 2**17 // max(X.shape[1], 1))):
                 piece = slice(start, start + step)
                 spread = spread.plus(X[piece], weight[piece])
         total = float(weight.sum())
+        self.alpha_, width = penalty.of_mean(total * unit), 0.0
+        if isinstance(self.alpha, str) and penalty.units == "std" and self.noise != "single":
+            varies = spread.variance > 0
+            count, d = observations(sample_weight) or len(weight), int(varies.sum())
+            if wideness(d, 1):  # of few features nothing else matters
+                ratio = concentration(X, weight, spread)
+                width = wideness(d, count, float(np.median(ratio[varies])))
+        if width:
+            self.alpha_ = self.alpha_ * ratio**width
+            penalty = Penalty(self.alpha_, "std")
         problem = Problem(
             X,
             Y,
             mean_one(sample_weight),
             loss,
-            penalty.ridge(total, spread, unit) / total if penalty.alpha else 0.0,
+            penalty.ridge(total, spread, unit) / total if penalty.present else 0.0,
             bool(self.fit_intercept),
             observations(sample_weight),
         )
-        return problem, fit_saw(problem, weight, unit, spread)
+        return problem, fit_saw(problem, weight, unit, spread), width
 
     def _settings(self, problem: Problem, sample_weight: Any) -> Settings:
         """Parameters of the estimator as the solver takes them."""
@@ -372,15 +394,15 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self._independent = float(problem.independent)
         self._dispersion = solution.dispersion
         self._n_clipped = factor.n_clipped
-        self._keep_loss(problem.loss)
+        self._keep_loss(problem.loss, problem.loss.fitted)
         for name in ("_online", "n_rounds_"):
             self.__dict__.pop(name, None)
 
-    def _keep_loss(self, loss: Loss) -> None:
+    def _keep_loss(self, loss: Loss, fitted: dict[str, float]) -> None:
         for name in getattr(self, "_loss", loss).fitted:
             self.__dict__.pop(name, None)
         self._loss = loss
-        self.__dict__.update(loss.fitted)
+        self.__dict__.update(fitted)
 
     @property
     def covariance_estimator_(self) -> GradientCovarianceEstimator | DiagonalHessian:

@@ -125,11 +125,10 @@ class Approach:
         return replace(self, least=look), look
 
     def step(self, look: Look) -> Step:
-        """Step for the extreme eigenvalues (1 - c)/(1 +- sqrt(c))^2 of the law."""
+        """Step 2/(l + L) for the extreme eigenvalues (1 - c)/(1 +- sqrt(c))^2 of the law."""
         factor, point = look.point.rows.factor, look.point
         c = factor.ratio
-        ends = [(1 - c) / (1 + sign * np.sqrt(c)) ** 2 for sign in (1, -1)]
-        W = point.W - 2 / sum(ends) * factor.solve(point.gradient)
+        W = point.W - (1 - c) / (1 + c) * factor.solve(point.gradient)
         averaged = self.averaged
         if averaged or look.decrement <= 4 * point.floor:
             averaged = (*averaged, W)

@@ -24,12 +24,22 @@ from sklearn_gradhess._plan import plan as choose
 from sklearn_gradhess._pooled import pooled_hessian
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem, Rows
-from sklearn_gradhess._sample_space import in_sample_space
+from sklearn_gradhess._sample_space import SampleSpace, in_sample_space
 from sklearn_gradhess._sketch import PROBES, Sketched, hessian_factor, sketch_factor
 from sklearn_gradhess._steps import Made, Steps, StepSettings
 from sklearn_gradhess._validation import largest_entry
 
-__all__ = ["Settings", "Solution", "goal_of", "part_of", "record_of", "separated", "solve"]
+__all__ = [
+    "Settings",
+    "Solution",
+    "approach",
+    "descend_by_diagonal",
+    "goal_of",
+    "part_of",
+    "record_of",
+    "separated",
+    "solve",
+]
 
 Array = npt.NDArray[np.float64]
 # Share of the tolerance that is asked of small data, where passes cost nothing, and entries of
@@ -66,6 +76,7 @@ class Settings:
     safeguard: bool = True
     on_iteration: Callable[[Array, dict[str, Any]], bool] | None = None
     shows_coef: bool = True  # whether it looks at coefficients, which may be some work to make
+    space: SampleSpace | None = None  # the problem in the space of the samples, if it is at hand
 
 
 class Solution(NamedTuple):
@@ -253,13 +264,14 @@ def _solve_in_sample_space(
 ) -> Solution:
     """Solve the problem with as many features as rows, by its Hessian."""
     with np.errstate(over="ignore", invalid="ignore"):
-        space = in_sample_space(problem)
+        space = settings.space or in_sample_space(problem)
     small, told = space.problem, settings.on_iteration
 
     def tell(V: Array, record: dict[str, Any]) -> bool:
         return bool(told and told(space.lift(V) if settings.shows_coef else V, record))
 
-    inner = replace(settings, plan=Plan("exact", "newton", small.n, 1), on_iteration=tell)
+    plan = Plan("exact", "newton", small.n, 1)
+    inner = replace(settings, plan=plan, on_iteration=tell, space=None)
     found = solve(small, inner, rng, None if start is None else space.lower(start))
     factor = found.factor
     assert isinstance(factor, Factor)
@@ -330,6 +342,23 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
         degrees,
         diagonal,
     )
+
+
+def descend_by_diagonal(problem: Problem, start: Array | None, tol: float) -> Descent:
+    """Descend with the diagonal of the Hessian, and ask nothing more of the minimum.
+
+    Parameters
+    ----------
+    problem : Problem
+        The objective.
+    start : ndarray of shape (p, t) or None
+        Where to start, if that is better than the null model.
+    tol : float
+        Share of the statistical error to stop at.
+    """
+    settings = Settings(Plan("diagonal", "newton", problem.n, 1), tol=tol)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _descend(_Fit(problem, settings, np.random.default_rng(0)), start)
 
 
 def _newton(fit: _Fit, goal: Goal) -> Newton:
@@ -471,10 +500,19 @@ def _of_a_share(fit: _Fit) -> Array | None:
         max_iter=20,
         on_iteration=None,
     )
-    inner = _Fit(part, settings, fit.rng)
-    found = _descend(inner, None)
-    fit.data.passes += inner.data.passes / share
-    return None if found.ending is Ending.SEPARABLE else found.W
+    W, passes = approach(part, settings, fit.rng)
+    fit.data.passes += passes / share
+    return W
+
+
+def approach(
+    problem: Problem, settings: Settings, rng: np.random.Generator, start: Array | None = None
+) -> tuple[Array | None, float]:
+    """Descend and leave nothing behind: coefficients, None where separable, and passes."""
+    fit = _Fit(problem, settings, rng)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = _descend(fit, start)
+    return None if found.ending is Ending.SEPARABLE else found.W, fit.data.passes
 
 
 def part_of(problem: Problem, share: int, rng: np.random.Generator) -> Problem | None:

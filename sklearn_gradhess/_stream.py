@@ -10,7 +10,11 @@ from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_gradhess._block_newton import Quadratic
+from sklearn_gradhess._conjugate_gradients import InverseHessian
+from sklearn_gradhess._diagonal import Diagonal, hessian_squares
+from sklearn_gradhess._diagonal_stream import DiagonalStream
 from sklearn_gradhess._kept_rows import KeptRows
+from sklearn_gradhess._memory import allowed
 from sklearn_gradhess._online import (
     ConvexStream,
     LeastSquaresStream,
@@ -18,14 +22,17 @@ from sklearn_gradhess._online import (
     Seen,
     start_stream,
 )
-from sklearn_gradhess._penalty import Penalty, Spread
+from sklearn_gradhess._penalty import Penalty, Spread, per_feature
+from sklearn_gradhess._plan import streams_by_diagonal
 from sklearn_gradhess._preconditioner import factorize
 from sklearn_gradhess._rows import Problem
+from sklearn_gradhess._squares import Squares
 from sklearn_gradhess._validation import blas_threads, refuse_cast
 
-__all__ = ["FitSaw", "StreamMixin", "fit_saw", "stream_classes"]
+__all__ = ["FitSaw", "StreamMixin", "diagonal_left", "fit_saw", "stream_classes"]
 
 Array = npt.NDArray[np.float64]
+AnyStream = OnlineModel | DiagonalStream
 _LARGEST = 1e152  # whose square is a float, and the sum of many
 # What `fit` tells of itself, and a stream has not
 _REPORTS = (
@@ -37,6 +44,7 @@ _REPORTS = (
     "n_rounds_",
     "preconditioner_",
     "_n_clipped",
+    "alpha_",
     "_estimator",
     "_sketched",
     "_ridge",
@@ -48,7 +56,7 @@ _FIT = ("_factors", "_fit_saw", "_diagonal")
 
 
 class FitSaw(NamedTuple):
-    """What `fit` was told, and how many rows it has seen."""
+    """What `fit` was told, how many rows it has seen, and the diagonal if that is all it left."""
 
     loss: Any
     has_intercept: bool
@@ -56,6 +64,7 @@ class FitSaw(NamedTuple):
     ridge: Array
     seen: Seen
     spread: Spread
+    squares: Squares | None = None
 
 
 class _Solution:
@@ -91,11 +100,13 @@ class StreamMixin:
 
     alpha: Any
     penalty_units: str
+    preconditioner: Any
     fit_intercept: bool
     early_stopping: bool
     noise: str
     _factors: Sequence[Array]
     _fit_saw: FitSaw
+    alpha_: Any
 
     @property
     def _begun(self) -> bool:
@@ -103,7 +114,7 @@ class StreamMixin:
         return "_online" in vars(self) or "_factors" in vars(self)
 
     def _solution(self) -> dict[str, Any]:
-        model: OnlineModel = self._online
+        model: AnyStream = self._online
         with blas_threads(self.n_features_in_):  # type: ignore[attr-defined]
             W = _finite(model)
         return self._attributes_of(W, self._stream_dtype)
@@ -125,51 +136,67 @@ class StreamMixin:
         if self._begun and not weight.any():
             return
         with blas_threads(X.shape[1]):
-            model = self._stream(X.shape[1], Y.shape[1], loss, weight)
+            model = self._stream(X, Y, loss, weight)
             kept = _kept(X, Y, weight, model.seen.unit)
             if len(kept):
-                model = model.update(kept, Penalty(self.alpha, self.penalty_units))
+                alpha = per_feature(self.alpha, X.shape[1])
+                model = model.update(kept, Penalty(alpha, self.penalty_units))
             attributes = self._found(model, X.dtype)
         for name in (*_REPORTS, *_FIT, "coef_", "intercept_"):
             vars(self).pop(name, None)
         vars(self).update(attributes)
-        self._keep_loss(model.loss)  # type: ignore[attr-defined]
+        self._keep_loss(model.loss, model.fitted)  # type: ignore[attr-defined]
         self._online = model
         self._stream_dtype = X.dtype
         self.t_ = getattr(self, "t_", 0) + len(Y)
         if model.trouble:
             warnings.warn(model.trouble, ConvergenceWarning, stacklevel=4)
 
-    def _found(self, model: OnlineModel, dtype: Any) -> dict[str, Any]:
+    def _found(self, model: AnyStream, dtype: Any) -> dict[str, Any]:
         """Attributes to store: none where the solution is still to be found."""
         if not model.settled:
             return {}
         return self._attributes_of(_finite(model), dtype)
 
-    def _stream(self, d: int, t: int, loss: Any, weight: Array) -> OnlineModel:
+    def _stream(self, X: Any, Y: Array, loss: Any, weight: Array) -> AnyStream:
         """Return the model so far: the stream's, or that of the fit before it, or none yet."""
-        has_intercept = bool(self.fit_intercept)
-        model: OnlineModel | None = getattr(self, "_online", None)
+        (d, t), has_intercept = (X.shape[1], Y.shape[1]), bool(self.fit_intercept)
+        model: AnyStream | None = getattr(self, "_online", None)
         if model is not None and model.seen.n_rows:
             _refuse_change(model, loss, has_intercept, t)
             return model
-        if "_factors" not in vars(self):
-            unit = float(weight.max()) or 1.0
-            return start_stream(loss, d, t, has_intercept=has_intercept, unit=unit)
-        return self._from_fit(loss, has_intercept, t)
+        if "_factors" in vars(self):
+            return self._from_fit(X, Y, loss, has_intercept)
+        seen = Seen(float(weight.max()) or 1.0)
+        if streams_by_diagonal(
+            d + has_intercept,
+            n_columns=1 if loss.quadratic else t,
+            preconditioner=self.preconditioner,
+            memory=allowed(),
+        ):
+            return DiagonalStream.empty(loss, d, t, has_intercept=has_intercept, seen=seen)
+        self._refuse_unfit(X, Y)  # type: ignore[attr-defined]
+        return start_stream(loss, d, t, has_intercept=has_intercept, unit=seen.unit)
 
-    def _from_fit(self, loss: Any, has_intercept: bool, t: int) -> OnlineModel:
+    def _from_fit(self, X: Any, Y: Array, loss: Any, has_intercept: bool) -> AnyStream:
         """Return the model that stands for the solution of `fit` and its Hessian."""
         saw, factors = self._fit_saw, self._factors
-        _refuse_change(saw, loss, has_intercept, t)
+        _refuse_change(saw, loss, has_intercept, Y.shape[1])
         loss = saw.loss  # at its scale
         W = self._coefficients()  # type: ignore[attr-defined]
-        if not factors:
-            raise ValueError(
-                f"partial_fit goes on from the Hessian that fit made, but of {len(W)} coefficients "
-                "it made none: features are many. Fit with preconditioner='exact', or begin a new "
-                "estimator with partial_fit."
+        if saw.squares is not None:
+            return DiagonalStream.from_fit(
+                loss,
+                saw.squares.times(saw.seen.weight),
+                W,
+                has_intercept=has_intercept,
+                seen=saw.seen,
+                ridge=saw.ridge[int(has_intercept) :] * saw.seen.weight,
+                spread=saw.spread,
+                # "auto" stays what the fit took it for
+                chosen=self.alpha_ * (saw.seen.weight * saw.seen.unit),
             )
+        self._refuse_unfit(X, Y)  # type: ignore[attr-defined]
         quadratics = []
         for j, w in enumerate(W.T):
             root = np.sqrt(saw.seen.weight) * factors[min(j, len(factors) - 1)]
@@ -187,7 +214,7 @@ class StreamMixin:
         )
 
 
-def _finite(model: OnlineModel) -> Array:
+def _finite(model: AnyStream) -> Array:
     W = model.coefficients
     if not np.isfinite(W).all():
         raise ValueError(
@@ -235,6 +262,18 @@ def fit_saw(problem: Problem, weight: Array, unit: float, spread: Spread) -> Fit
     )
 
 
+def diagonal_left(problem: Problem, factor: InverseHessian, W: Array) -> Squares | None:
+    """Return what a stream goes on from after a fit that made no matrix; None if it made one."""
+    if factor.factors:
+        return None
+    if isinstance(factor, Diagonal):
+        return Squares(factor.total, factor.mean, factor.variance)
+    curvature = None
+    if not problem.loss.quadratic:
+        curvature = problem.loss.curvature(problem.Y, problem.predict(problem.X, W))
+    return hessian_squares(problem, curvature)
+
+
 def _kept(X: Any, Y: Array, weight: Array, unit: float) -> KeptRows:
     """Copy the rows that have a weight: the caller may change theirs."""
     largest = float(weight.max(initial=0.0))
@@ -261,7 +300,7 @@ def _refuse_overflow(X: Any, Y: Array) -> None:
             )
 
 
-def _refuse_change(model: OnlineModel | FitSaw, loss: Any, has_intercept: bool, t: int) -> None:
+def _refuse_change(model: AnyStream | FitSaw, loss: Any, has_intercept: bool, t: int) -> None:
     """Raise ValueError where a parameter has changed that the rows so far were seen with."""
     then = {"fit_intercept": model.has_intercept, "loss": model.loss.name, **model.loss.parameters}
     now = {"fit_intercept": has_intercept, "loss": loss.name, **loss.parameters}

@@ -497,7 +497,7 @@ class GradientCovarianceEstimator(
             not again by the calls that follow. `diagnostics.calibration_report` says what is so
             in the end.
         """
-        known = self._named_failures()
+        before = getattr(self, "fitted_", None)
         with unchanged_on_error(self):
             self._see_gradients(
                 *check_gradients(
@@ -512,7 +512,7 @@ class GradientCovarianceEstimator(
                 batch_size=batch_size,
                 has_intercept=has_intercept,
             )
-            self._warn_of_failures(known)
+            self._warn_of_failures(before)
         return self
 
     def merge(self, other: "GradientCovarianceEstimator") -> Self:

@@ -10,6 +10,7 @@ from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_diabetes, load_iris
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
+from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -114,6 +115,21 @@ def test_categories_cost_what_their_budget_says():
     assert np.any(both < 0.9 * alone)
 
 
+@pytest.mark.parametrize("norm", [1, 2, np.inf])
+def test_categories_of_three_classes_have_the_accuracy_under_attack(norm):
+    rng = np.random.default_rng(2)
+    frame = pd.DataFrame({"a": rng.standard_normal(90), "b": rng.choice(list("xyz"), 90)})
+    score = np.column_stack([frame["a"], -frame["a"], 1.5 * (frame["b"] == "x")])
+    label = np.argmax(score + 0.3 * rng.gumbel(size=score.shape), axis=1)
+    encoder = make_column_transformer((OneHotEncoder(), ["b"]), remainder="passthrough")
+    model = make_pipeline(encoder, LogisticRegression()).fit(frame, label)
+    attack = {"norm": norm, "categories": ["b"], "scale": {"a": 1.0, "b": 1.5}}
+    certified = certified_radius(model, frame, label, **attack)
+    radii = np.quantile(certified, [0.3, 0.5, 0.7, 0.9]) * 1.001
+    accuracy = adversarial_accuracy(model, frame, label, radius=radii, **attack)
+    np.testing.assert_allclose(accuracy, np.mean(certified[:, None] > radii, axis=0))
+
+
 def test_a_forest_cannot_be_certified():
     forest = RandomForestClassifier(5, random_state=0).fit(FLOWERS, SPECIES)
     with pytest.raises(ValueError, match="not affine") as caught:
@@ -183,6 +199,15 @@ def test_rows_of_a_forest_come_from_a_search(is_classifier):
         model.score(moved, y) if is_classifier else -np.mean(np.square(model.predict(moved) - Y))
     )
     assert value == pytest.approx(scorer(model, X, y))
+
+
+def test_a_search_against_two_outputs_alike_is_that_against_one():
+    kwargs = {"radius": 0.5, "scale": UNIT, "on_nonaffine": "search", "max_queries": 20}
+    one, two = (
+        worst_case_inputs(KNeighborsRegressor(3).fit(X, y), X, y, random_state=0, **kwargs)
+        for y in (Y, np.column_stack([Y, Y]))
+    )
+    np.testing.assert_allclose(two, one)
 
 
 def test_a_frame_comes_back_as_it_went_in():

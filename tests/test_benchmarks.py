@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 from sklearn.linear_model import LinearRegression, Ridge, SGDRegressor
 
 import benchmarks
@@ -353,10 +354,10 @@ def test_dask_glm_is_asked_in_a_process_of_its_own(monkeypatch, tmp_path):
     fake.chmod(0o755)
     monkeypatch.setenv(distributed.dask_peers.INTERPRETER, str(fake))
     X, y = np.ones((4, 1)), np.ones(4)
-    found = distributed.dask_peers.compare(X, y, 2, ("newton",), 2.0)
+    found = distributed.dask_peers.compare(X, y, 2, ("newton",), 1)
     assert found["newton"] == {"seconds": 2.0, "rounds": 3, "W": [0.0, 1.0]}
     assert found["gradient_descent"] == {"note": "no such thing"}
-    assert found["admm"] == {"note": "stopped after 2 s"}
+    assert found["admm"] == {"note": "stopped after 1 s of CPU"}
 
 
 def test_prediction_theme_adds_up(monkeypatch):
@@ -590,7 +591,9 @@ def test_scaling_themes():
 
 def test_wide_theme():
     small = {"text": (300, 1_500), "categories": (300, 1_500), "genes": (40, 1_200)}
-    rows = wide.classes.run(problems=small | {"images": (100, 12)}, repeat=1, saga=3)
+    problems = {name: (name, shape) for name, shape in small.items()}
+    problems["images"] = ("images", (100, 12), 1e-3)
+    rows = wide.classes.run(problems=problems, repeat=1, most=20)
     used = {row["data"]: row["preconditioner"] for row in rows if row["preconditioner"]}
     assert used == {
         "text": "diagonal",
@@ -601,12 +604,40 @@ def test_wide_theme():
     assert used["images"] in ("exact", "pooled")
     assert max(row["gap"] for row in rows if "tol" in row["model"]) < 1e-2
     assert all(row["gap"] >= 0 for row in rows)
+    assert all(row["ended"] for row in rows if row["preconditioner"])
+    assert {row["data"] for row in rows if "liblinear" in row["model"]} == small.keys()
+
+
+def test_wide_themes_on_units_norms_and_text():
+    rows = check(wide.wild_units.run(problems={"a": ("text", (300, 600))}, most=5), "log loss")
+    assert rows[0]["mean change"] < 1e-3 < rows[1]["mean change"]
+    rows = check(wide.least_norm.run(shapes=((20, 1_500),), repeat=1), "residual")
+    assert all(row["residual"] < 1e-8 and row["difference"] < 1e-6 for row in rows)
+    rows = wide.defaults_on_text.run(
+        corpora={"two": ("sklearn.svm", "sklearn.tree")}, n=300, words=("tf-idf", "counts")
+    )
+    check(rows, "log loss", "accuracy")
+    assert {row["words"] for row in rows} == {"tf-idf", "counts"}
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "n_classes"), [("scattered", (200, 300, 10), 2), ("normal", (300, 20, 5), 5)]
+)
+def test_wide_data_are_of_the_shape_that_is_asked(make, shape, n_classes):
+    X, y = wide.MAKE[make](*shape)
+    assert X.shape == shape[:2]
+    assert_array_equal(np.unique(y), np.arange(n_classes))
 
 
 def test_stream_themes():
     rows = check(streams.law.run(n=1500, d=2, chunks=(100,), n_seeds=1), "loss", "chunk")
     assert all(-0.01 < row["random"] < 1 and row["by the target"] < 30 for row in rows)
     check(streams.rows_one_by_one.run(d=3, n_rows={1: 5, 10: 50}), "time / SGD")
+    rows = check(streams.by_diagonal.run(n=3000, dims=(4,), correlations=(0.0,)), "10 a call")
+    assert rows[0]["10 a call"] < 1
+    small = {"text": (1_500, 6_000), "categories": (1_500, 6_000)}
+    losses = check(streams.hashed.run(problems=small, chunk=300), "log loss", "seconds")
+    assert losses[1]["log loss"] < losses[4]["log loss"] + 0.05
 
 
 def test_risk_theme_and_its_summary():

@@ -7,8 +7,10 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import sparse
 from scipy.optimize import approx_fprime
+from sklearn.base import clone
 
-from sklearn_gradhess._block_newton import Objective, Quadratic, minimise, whitened
+from sklearn_gradhess import PreconditionedSGDClassifier
+from sklearn_gradhess._block_newton import Objective, Quadratic, _direction, minimise, whitened
 from sklearn_gradhess._deviances import LogisticLoss, PoissonLoss
 from sklearn_gradhess._kept_rows import KeptRows
 from sklearn_gradhess._multinomial import MultinomialLoss
@@ -127,6 +129,41 @@ def test_fewer_rows_than_features_are_solved_in_their_span(name, ridge):
     assert_allclose(again.W, found.W, atol=1e-4)
 
 
+@each_loss
+def test_in_their_span_too_a_descent_goes_on_where_it_was(name, monkeypatch):
+    o, passes, at = objective(name, n=12, d=30, ridge=1.0), [], Objective.at
+    monkeypatch.setattr(Objective, "at", lambda self, W: passes.append(W) or at(self, W))
+    found = minimise(o)
+    cold = len(passes)
+    minimise(o, found)
+    assert len(passes) - cold < cold
+
+
+@each_loss
+def test_the_statistical_error_is_coefficients_times_the_dispersion_of_pearson(name, rng):
+    o = objective(name)
+    point = o.at(0.1 * rng.standard_normal(o.shape))
+    p, t = o.shape
+    free = p * (t - (name == "multinomial"))
+    dispersion = 1.0
+    if name not in ("log_loss", "multinomial"):
+        slope = o.loss.gradient(o.rows.Y, point.raw)
+        dispersion = (o.rows.total @ slope**2) / (o.rows.total @ point.stiffness)
+    assert o.floor(point, point.stiffness) == pytest.approx(dispersion * free / o.count)
+    # rows without targets tell of no unit
+    empty = replace(o, rows=replace(o.rows, Y=np.zeros_like(o.rows.Y)))
+    null = empty.at(np.zeros(o.shape))
+    assert empty.floor(null, null.stiffness) == pytest.approx(free / o.count)
+
+
+def test_products_with_the_hessian_are_counted(monkeypatch):
+    o, calls, product = objective("log_loss"), [], Objective.product
+    monkeypatch.setattr(Objective, "product", lambda *asked: calls.append(1) or product(*asked))
+    point = o.at(np.zeros(o.shape))
+    *_, n_products = _direction(o, point, [np.eye(o.shape[0])], 0.0)
+    assert n_products == len(calls) > 1
+
+
 def test_the_span_is_that_of_features_per_standard_deviation():
     o = objective("huber", n=6, d=20)
     unit = np.geomspace(1e-3, 1e3, 20)
@@ -174,3 +211,14 @@ def test_a_constant_feature_less_its_mean_is_no_direction():
     T, n_clipped = whitened(root, X.mean(axis=0), np.zeros(2), True)
     assert n_clipped == 1
     assert np.isfinite(T).all()
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
+def test_a_feature_that_is_constant_so_far_does_no_harm_to_few_rows(kind):
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((5, 8)), np.array([0, 1, 0, 0, 1])
+    X[:, 3], X[:, 4] = 2.0, 0.0  # neither varies: without an intercept one of them tells
+    model = PreconditionedSGDClassifier(fit_intercept=False, preconditioner="exact")
+    expected = clone(model).fit(X, y).decision_function(X)
+    got = model.partial_fit(kind(X), y, classes=[0, 1]).decision_function(X)
+    assert_allclose(got, expected, atol=1e-3)

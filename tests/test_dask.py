@@ -342,9 +342,32 @@ def test_three_classes(preconditioner):
     assert_allclose(model.score(XD, blocks(labels)), model.score(X, labels))
 
 
-def test_losses_that_need_the_scale_of_the_residuals_are_refused():
-    with pytest.raises(ValueError, match=r"loss='huber' needs the scale .* or fit X\.compute\(\)"):
-        PreconditionedSGDRegressor("huber").fit(XD, YD)
+@pytest.mark.parametrize("outliers", [0.0, 0.1])
+@pytest.mark.parametrize("params", [{}, {"alpha": 0.0, "preconditioner": "sketch"}], ids=str)
+def test_huber_finds_the_scale_of_all_residuals(outliers, params):
+    rng = np.random.default_rng(6)
+    y = Y + 100 * rng.standard_normal(N) * (rng.random(N) < outliers)
+    model = PreconditionedSGDRegressor("huber", random_state=0, **params).fit(XD, blocks(y), WEIGHT)
+    exact = params | {"preconditioner": "auto", "tol": 1e-6}
+    expected = PreconditionedSGDRegressor("huber", **exact).fit(X, y, WEIGHT)
+    assert model.converged_
+    # a tenth of the standard error of a scale, of WEIGHT's observations
+    assert_allclose(model.scale_, expected.scale_, rtol=0.1 / np.sqrt(N / 2))
+    error = np.mean(WEIGHT * (model.predict(X) - expected.predict(X)) ** 2)
+    assert error < 0.05 * expected.scale_**2 * (D + 1) / (N / 2)
+    assert model.n_rounds_ <= 16
+
+
+def test_huber_without_residuals_or_targets():
+    model = PreconditionedSGDRegressor("huber", alpha=0.0, random_state=0)
+    assert_allclose(model.fit(XD, blocks(LINEAR)).coef_, [1, 0.2, 3, 0.4], rtol=1e-5)
+    assert model.scale_ < 1e-5
+    assert_allclose(model.fit(XD, 0 * YD).coef_, 0, atol=1e-9)
+
+
+def test_quantiles_are_refused():
+    with pytest.raises(ValueError, match=r"loss='quantile' is smoothed .* or fit X\.compute\(\)"):
+        PreconditionedSGDRegressor("quantile").fit(XD, YD)
 
 
 @pytest.mark.parametrize("form", ["float64", "csr_matrix"])
@@ -384,7 +407,23 @@ def test_a_sample_without_weight_or_solution_is_no_start():
         PreconditionedSGDClassifier(alpha=0.0).fit(blocks(A, 500), blocks(separable, 500))
     encoding = Encoding(make_loss("log_loss"), True, "float64")
     rows = {"rows": [(A[:5], separable[:5], np.zeros(5))]}
-    assert _sample.solution_of_sample(rows, encoding, 0.0, 0) == {"start": None}
+    assert _sample.solution_of_sample(rows, encoding, 0.0, 0)["start"] is None
+
+
+@pytest.mark.parametrize("told", [(5.0, np.inf), (0.0, 1e-9)], ids=["worse", "unlike"])
+def test_a_sample_that_misleads_is_left_for_the_null_model(monkeypatch, told):
+    expected = PreconditionedSGDClassifier(tol=1e-6).fit(X, LABELS)
+    start = np.full((D + 1, 1), told[0])
+
+    def misled(said, **arguments):
+        return {"start": start, "scale": None, "dispersion": told[1]}
+
+    monkeypatch.setattr(_distributed, "solution_of_sample", misled)
+    model = PreconditionedSGDClassifier(random_state=0).fit(XD, LD)
+    assert gap(model, expected, X, (LABELS == "yes").astype(float)) < 0.05
+    monkeypatch.setattr(_distributed, "sample_size", lambda *args: 0)
+    alone = PreconditionedSGDClassifier(random_state=0).fit(XD, LD)
+    assert model.n_rounds_ == alone.n_rounds_ + 2  # the sample, and a look at what it told
 
 
 def test_a_step_that_is_too_long_is_shortened():

@@ -65,6 +65,13 @@ def test_ten_rounds_are_enough_at_any_condition(loss, condition):
     assert_allclose(fit.history[-1]["floor"], floor, rtol=0.3)
 
 
+@pytest.mark.parametrize("condition", [1, 1e4])
+def test_a_rest_that_is_foreseen_needs_no_round_to_confirm_it(condition):
+    """What a step leaves falls with the square of its decrement, and is told before the step."""
+    X, y = data("poisson", condition, seed=2)
+    assert fit_holders(holders(X, y, "poisson"), D, loss="poisson").n_rounds <= 5
+
+
 @pytest.mark.parametrize("loss", ["squared_error", "log_loss"])
 def test_few_batches_take_more_rounds_and_fewer_bytes(loss):
     X, y = data(loss, 1e4)

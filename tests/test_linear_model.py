@@ -1095,7 +1095,7 @@ def test_a_stream_drops_what_fit_told_of_itself(labelled, cls):
     dropped = {name for name in fitted if name.endswith("_")} - public
     assert dropped == {
         *("history_", "n_iter_", "n_passes_", "learning_rate_"),
-        *("converged_", "preconditioner_"),
+        *("converged_", "preconditioner_", "alpha_"),
     }
     for name in ("covariance_estimator_", "rank_"):
         with pytest.raises(AttributeError, match=f"{name} is there after fit alone"):

@@ -246,6 +246,16 @@ def test_beyond_the_cap_a_newton_step_leads_back(name):
     assert exponent < poisson_cap(np.float64) + 1
 
 
+@pytest.mark.parametrize(
+    ("name", "place"), [*((name, at) for name, (at, _) in CAPPED.items()), ("tweedie", -2.0)]
+)
+def test_beyond_the_cap_the_value_is_the_integral_of_a_straight_gradient(name, place):
+    loss, ends = make_loss(name), place * (poisson_cap(np.float64) + np.array([3.0, 20.0]))
+    value, gradient = (call(loss, method, [1.0, 1.0], ends) for method in METHODS[:2])
+    trapezoid = gradient.mean() * (ends[1] - ends[0])
+    assert value[1] - value[0] == pytest.approx(trapezoid, rel=1e-12)
+
+
 @given(y=st.floats(1e-3, 20), f=st.floats(-5, 5))
 def test_tweedie_lies_between_poisson_and_gamma(y, f):
     for end, power in (("poisson", 1 + 1e-7), ("gamma", 2 - 1e-7)):

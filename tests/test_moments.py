@@ -11,6 +11,7 @@ from sklearn_gradhess._moments import (
     GradientMoments,
     centered_block,
     triangular_factor,
+    updated_triangle,
 )
 from tests.oracles import relative_error, weighted_covariance
 
@@ -298,6 +299,21 @@ def test_a_mean_gradient_of_1e8_standard_deviations_leaves_the_centered_moments_
 
 
 # --- triangular_factor
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 4, 5, 40])
+@pytest.mark.parametrize("triangular", [True, False])
+@pytest.mark.parametrize("condition", [1.0, 1e12])
+def test_rows_below_a_triangle_are_taken_in(rng, n_rows, triangular, condition):
+    scale = np.geomspace(1, condition**-0.5, 5)
+    factor = triangular_factor(rng.standard_normal((9, 5)) * scale)
+    rows = rng.standard_normal((n_rows, 5)) * scale
+    rows = np.triu(rows) if triangular else rows
+    found = updated_triangle(factor, rows)
+    expected = np.linalg.qr(np.vstack([factor, rows]), mode="r")
+    np.testing.assert_allclose(np.abs(found) / scale, np.abs(expected) / scale, atol=1e-12)
+    assert (np.diag(found) >= 0).all()
+    np.testing.assert_array_equal(found, np.triu(found))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.linalg import eigh
 
 from sklearn_gradhess._moments import GradientMoments, centered_block
 from sklearn_gradhess._nuisance import find_nuisance
@@ -13,7 +14,7 @@ def moments_of(rows, weights):
     return GradientMoments.empty(rows.shape[1], centered=True).update(rows, weights)
 
 
-def population(rng, d, *, has_intercept, n, tau, excess_risk, k=10**13):
+def population(rng, d, *, has_intercept, n, tau, excess_risk, offset=0.0, k=10**13):
     """Moments of k single-noise gradients with the lemma's covariance, and their truth."""
     root = rng.standard_normal((d, d)) + 2 * np.eye(d)
     omega, mu = root.T @ root, np.zeros(d)
@@ -23,6 +24,9 @@ def population(rng, d, *, has_intercept, n, tau, excess_risk, k=10**13):
         omega = np.block([[np.zeros((1, d + 1))], [np.zeros((d, 1)), omega]]) + np.outer(mu, mu)
     u = rng.standard_normal(len(omega))
     u *= np.sqrt(excess_risk / (u @ omega @ u))
+    if offset:
+        u[0] += offset
+        excess_risk = u @ omega @ u
     a = mu @ u
     covariance = (tau + excess_risk) * omega + np.outer(omega @ u, omega @ u)
     covariance = (covariance - 2 * a**2 * np.outer(mu, mu)) / n
@@ -56,6 +60,29 @@ def test_nuisance_is_removed_exactly_from_population_moments(
         omega = omega[1:, 1:] - np.outer(omega[0, 1:], omega[0, 1:])
     assert relative_error(factor.T @ factor, omega) < 1e-10
     assert estimate == pytest.approx(excess_risk, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("has_intercept", "offset"), [(False, 0.0), (True, 0.0), (True, 3.0), (True, -20.0)]
+)
+def test_what_is_removed_has_the_sizes_that_are_told(has_intercept, offset, rng):
+    n, tau = 32.0, 32.0
+    moments, omega, a = population(
+        rng, 4, has_intercept=has_intercept, n=n, tau=tau, excess_risk=5.0, offset=offset
+    )
+    found = find_nuisance(moments, has_intercept=has_intercept, rows=n, total_scale=tau / n)
+    covariance = moments.covariance()
+    if has_intercept:  # of the features, less what their gradients share with the intercept's
+        covariance, omega = (
+            m[1:, 1:] - np.outer(m[0, 1:], m[0, 1:]) / m[0, 0] for m in (covariance, omega)
+        )
+    total = tau + found.excess_risk
+    sizes = eigh(n * covariance, total * omega, eigvals_only=True) - 1
+    least, greatest = total / tau * (1 + sizes[[0, -1]]) - 1
+    np.testing.assert_allclose([found.least, found.greatest], [least, greatest], rtol=1e-6)
+    # the mean residual's own a^2 is a part of the scale for any features
+    gaussian = max(total / (tau + a**2) * (1 + sizes[-1]) - 1, -sizes[0])
+    assert found.assumed == pytest.approx(gaussian, rel=1e-6)
 
 
 def test_no_excess_risk_leaves_the_covariance_alone(rng):

@@ -49,6 +49,12 @@ def test_a_triangular_factor_is_taken_as_it_is(rng):
     np.testing.assert_array_equal(factorize(factor).root, factor)
 
 
+def test_signs_of_a_triangular_factor_do_not_matter(rng):
+    factor = np.triu(rng.standard_normal((4, 4))) + 2 * np.eye(4)
+    made = factorize(np.array([1.0, -1.0, 1.0, -1.0])[:, None] * factor)
+    np.testing.assert_allclose(made.root, factor, atol=1e-14)
+
+
 def test_the_factor_is_not_changed(rng):
     factor = singular_root(rng)
     before = factor.copy()

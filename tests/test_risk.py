@@ -191,6 +191,16 @@ def test_dual_norm_names_what_is_wrong(arguments, message):
         dual_norm(**{"coef": [1.0, 2.0], **arguments})
 
 
+@pytest.mark.parametrize("unit", [1e-8, 1.0, 1e8])
+def test_symmetry_of_a_covariance_is_asked_for_in_its_own_unit(unit):
+    coef, sigma, tilt = [1.0, 2.0], np.array([[2.0, 0.5], [0.5, 1.0]]), np.array([[0, 1.0], [0, 0]])
+    expected = np.sqrt(unit * (coef @ sigma @ coef))
+    rounded = unit * (sigma + 1e-9 * tilt)
+    assert dual_norm(coef, "mahalanobis", covariance=rounded) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="not symmetric"):
+        dual_norm(coef, "mahalanobis", covariance=unit * (sigma + 1e-3 * tilt))
+
+
 # --- gaussian_adversarial_risk
 
 

@@ -181,6 +181,8 @@ def test_without_redraws_and_weights_every_gradient_counts(rng):
     plus, minus = rng.standard_normal((2, 11, P))
     memory = empty().add_gradients(plus, minus, batch_size=3)
     assert memory.n_effective() == memory.n_effective(1.0) == pytest.approx(11)
+    assert memory.n_given == 11
+    assert memory.merge(memory).n_given == 22
     sketch = empty().with_factor(np.eye(P), n_batches=11, n_samples=90)
     assert sketch.n_effective() == sketch.n_effective(1.0) == pytest.approx(11)
     assert empty().n_effective() == 0

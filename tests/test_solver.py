@@ -1,5 +1,7 @@
 """Objective, sketch and solver against dense algebra and naive loops."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,13 +10,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 from scipy.special import expit
 
-from sklearn_gradhess._descent import Model
+from sklearn_gradhess._descent import Look, Model
 from sklearn_gradhess._loss import ScaledLoss
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._multinomial import MultinomialLoss
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._preconditioner import Factor
 from sklearn_gradhess._rows import Problem, Rows
+from sklearn_gradhess._single import Approach
 from sklearn_gradhess._sketch import given_factor, hessian_factor, sketch_factor
 from sklearn_gradhess._solver import Settings, solve
 from sklearn_gradhess._steps import StepSettings, step_size
@@ -395,6 +398,35 @@ def test_the_exact_factor_is_that_of_the_hessian(rng, alpha, weighted, intercept
     assert_allclose(made.step, np.linalg.solve(H, right), rtol=1e-7)
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+def test_the_error_of_normal_equations_is_within_what_is_told(rng, intercept):
+    left, right = (np.linalg.qr(rng.standard_normal((n, 4)))[0] for n in (300, 4))
+    X = left * np.geomspace(1, 1e-4, 4) @ right.T
+    y = X @ rng.standard_normal((4, 1))  # the step leaves nothing but its error
+    problem = Problem(X, y, None, make_loss("squared_error"), 0.0, intercept)
+    made = hessian_factor(problem, None, y)
+    assert made.n_passes == 1
+    assert np.mean((dense(problem) @ made.step - y) ** 2) <= made.error < 1e-10 * np.mean(y**2)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1e-3, 3.0])
+def test_a_constant_feature_costs_no_second_pass(rng, constant):
+    X, y = gaussian(rng, 60, 3), rng.standard_normal((60, 1))
+    X[:, 1] = constant
+    made = hessian_factor(Problem(X, y, None, make_loss("squared_error"), 0.0, True), None, y)
+    assert (made.n_passes, made.factor.n_clipped) == (1, 1)
+    assert_allclose(made.step[2], 0.0)
+
+
+def test_rows_that_no_curvature_weighs_have_no_step(rng):
+    X = gaussian(rng, 60, 3) * [1.0, 0.0, 1.0]
+    y = rng.standard_normal((60, 1))
+    problem = Problem(X, y, None, make_loss("squared_error"), 0.0, True)
+    made = hessian_factor(problem, np.zeros((60, 1)), y)
+    assert_array_equal(made.step, 0.0)
+    assert made.factor.n_clipped == 4
+
+
 def test_the_exact_factor_of_ill_conditioned_rows_takes_no_squares(rng):
     X = gaussian(rng, 300, 3)
     X = np.column_stack([X, X.sum(axis=1) + 1e-9 * rng.standard_normal(300)])
@@ -403,7 +435,7 @@ def test_the_exact_factor_of_ill_conditioned_rows_takes_no_squares(rng):
     made = hessian_factor(problem, None, y)
     assert made.n_passes == 2
     assert made.factor.n_clipped == 0
-    assert_allclose(dense(problem) @ made.step, y, atol=1e-6)
+    assert_allclose(dense(problem) @ made.step, y, atol=1e-8)
     T = np.linalg.qr(dense(problem) @ made.factor.roots[0])[1] / np.sqrt(300)
     assert_allclose(np.linalg.svd(T, compute_uv=False), 1, atol=1e-5)
 
@@ -543,15 +575,26 @@ def mean_square_radius(eta, eigenvalues, batch_size):
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-@pytest.mark.parametrize("multiple", [2, 4, 16])
+@pytest.mark.parametrize("batch_size", [5, 50, 200, 400, 1600])
 @pytest.mark.parametrize("c", [0.25, 0.1])
-def test_step_size_is_half_the_largest_mean_square_stable_one(rng, c, multiple, scale):
+def test_step_size_is_half_the_largest_mean_square_stable_one(rng, c, batch_size, scale):
     p = 100
-    eta = step_size(bare_sketch(p, c, scale), p, multiple * p)
+    eta = step_size(bare_sketch(p, c, scale), p, batch_size)
     eigenvalues = scale * law_of(p, c, rng)
     assert eta > 0
-    assert mean_square_radius(eta, eigenvalues, multiple * p) < 1
-    assert mean_square_radius(2.3 * eta, eigenvalues, multiple * p) > 1
+    assert mean_square_radius(eta, eigenvalues, batch_size) < 1
+    assert mean_square_radius(2.3 * eta, eigenvalues, batch_size) > 1
+
+
+@pytest.mark.parametrize("c", [0.05, 0.25])
+def test_steps_on_single_gradients_suit_both_ends_of_the_law(rng, c):
+    gradient, factor = rng.standard_normal((6, 1)), bare_sketch(6, c)
+    point = SimpleNamespace(
+        W=np.zeros((6, 1)), gradient=gradient, floor=0.0, rows=SimpleNamespace(factor=factor)
+    )
+    step = Approach(None).step(Look(point, 1.0, np.inf))
+    ends = (1 - c) / (1 + np.array([1, -1]) * np.sqrt(c)) ** 2
+    assert_allclose(step.W, -2 / ends.sum() * gradient)
 
 
 def test_step_size_grows_with_the_batch_and_stays_below_the_deterministic_bound():
