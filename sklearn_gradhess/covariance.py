@@ -226,9 +226,9 @@ class GradientCovarianceEstimator(
         Rows seen.
     noise_variance_ : float
         Injected noise variance, per unit of curvature, of a complete batch of equal weights.
-    components_ : ndarray of shape (n_components_, n_features)
+    components_ : ndarray of shape (n_kept, n_features)
         With `n_components`: leading eigenvectors of the gradients' covariance, a row each.
-    eigenvalues_ : ndarray of shape (n_components_,)
+    eigenvalues_ : ndarray of shape (n_kept,)
         With `n_components`: variance of new rows along them. Less than the gradients show, which
         have noise of all other directions in them; `residual_variance_` where noise alone
         explains what they show (MATH section 15).
