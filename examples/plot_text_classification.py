@@ -108,5 +108,5 @@ for axis, column, label in zip(axes, (0, 1), ("accuracy", "log loss"), strict=Tr
         values = [score[column] for score in scores.values()]
         axis.barh(np.arange(4) + 0.35 * offset, values, height=0.3, label=kind)
     axis.set(xlabel=f"{label}, held out", yticks=np.arange(4) + 0.17, yticklabels=list(words))
-axes[0].legend(loc="lower left")
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 plt.show()

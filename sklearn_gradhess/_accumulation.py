@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Collection
 from numbers import Integral
 from typing import Any
 
@@ -159,11 +158,9 @@ class Accumulation:
             )
         return memory, seen, rng
 
-    def _named_failures(self) -> set[str]:
-        return {f.name for f in failures(self.fitted_)} if hasattr(self, "fitted_") else set()
-
-    def _warn_of_failures(self, known: Collection[str] = ()) -> None:
-        """Warn of what `fit` can see, but for what was known before."""
+    def _warn_of_failures(self, before: Any = None) -> None:
+        """Warn of what `fit` can see, but for what the value before showed already."""
+        known = set() if before is None else {failure.name for failure in failures(before)}
         for failure in failures(self.fitted_):
             if failure.visible_in_fit and failure.name not in known:
                 warnings.warn(str(failure), CalibrationWarning, stacklevel=4)

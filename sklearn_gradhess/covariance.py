@@ -226,9 +226,9 @@ class GradientCovarianceEstimator(
         Rows seen.
     noise_variance_ : float
         Injected noise variance, per unit of curvature, of a complete batch of equal weights.
-    components_ : ndarray of shape (n_components_, n_features)
+    components_ : ndarray of shape (n_kept, n_features)
         With `n_components`: leading eigenvectors of the gradients' covariance, a row each.
-    eigenvalues_ : ndarray of shape (n_components_,)
+    eigenvalues_ : ndarray of shape (n_kept,)
         With `n_components`: variance of new rows along them. Less than the gradients show, which
         have noise of all other directions in them; `residual_variance_` where noise alone
         explains what they show (MATH section 15).
@@ -497,7 +497,7 @@ class GradientCovarianceEstimator(
             not again by the calls that follow. `diagnostics.calibration_report` says what is so
             in the end.
         """
-        known = self._named_failures()
+        before = getattr(self, "fitted_", None)
         with unchanged_on_error(self):
             self._see_gradients(
                 *check_gradients(
@@ -512,7 +512,7 @@ class GradientCovarianceEstimator(
                 batch_size=batch_size,
                 has_intercept=has_intercept,
             )
-            self._warn_of_failures(known)
+            self._warn_of_failures(before)
         return self
 
     def merge(self, other: "GradientCovarianceEstimator") -> Self:

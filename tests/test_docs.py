@@ -19,7 +19,11 @@ RESULTS = {
     | {"date": "today"},
     "themes": {
         "fake": {
-            "rows": [{"model": "a", "time": 12.345}, {"model": "b", "time": 0.5}],
+            "rows": [
+                {"model": "a", "time": 12.345, "rows": 4000, "error": "inf"},
+                {"model": "b", "time": 0.5, "rows": 200, "error": 0.25},
+                {"model": "c d", "time": None},
+            ],
             "summary": "Slope: 1.02\nSlope of b: 2.5",
         }
     },
@@ -73,6 +77,13 @@ def build(tmp_path, monkeypatch):
         (r":printed:`plot_fake | true (\S+)\n`", "7e-07"),
         (":measured:`fake | model=a | time`", "12.3"),
         (":measured:`fake | model=a; time=12.3 | time | .0f`", "12"),
+        (":measured-least:`fake |  | time | {time:.2f} ({model})`", "0.50 (b)"),
+        (":measured-most:`fake |  | time | {rows} rows, {time}`", "4,000 rows, 12.3"),
+        (":measured-most:`fake |  | error | {error}`", "inf"),
+        (":measured-least:`fake | model=a | time | {time:.0f}`", "12"),
+        (":measured-count:`fake`", "3"),
+        (":measured-count:`fake | time=; model=c d`", "1"),
+        (":measured-count:`fake | model=e`", "0"),
         (":measured-summary:`fake | Slope of b`", "2.5"),
         (
             ":measured-environment:`versions`",
@@ -92,14 +103,23 @@ def test_a_role_is_the_number_that_was_found(build, line, text):
         (r":printed:`plot_fake | Mean: (\S+)`", r"plot_fake prints nothing like 'Mean: (\\S+)'"),
         (r":printed:`plot_none | (\S+)`", r"plot_none prints nothing like '(\\S+)'"),
         (
-            ":measured:`fake | model=c | time`",
-            "measured.json, fake: 0 rows with model=c, columns []; one row with 'time' is needed",
+            ":measured:`fake | model=e | time`",
+            "measured.json, fake: 0 rows with model=e, columns []; one row with 'time' is needed",
         ),
         (
             ":measured:`fake | model=a | space`",
-            "measured.json, fake: 1 rows with model=a, columns ['model', 'time']; one row with "
-            "'space' is needed",
+            "measured.json, fake: 1 rows with model=a, columns ['model', 'time', 'rows', 'error']; "
+            "one row with 'space' is needed",
         ),
+        (
+            ":measured-least:`fake | model=c d | time | {time}`",
+            "measured.json, fake: no row with model=c d has 'time'",
+        ),
+        (
+            ":measured-most:`fake |  | time | {space}`",
+            "measured.json, fake: no column 'space' in ['model', 'time', 'rows', 'error']",
+        ),
+        (":measured-count:`nothing`", "measured.json has no rows of nothing"),
         (":measured-summary:`fake | Slop`", "measured.json, fake: the summary has no line 'Slop'"),
     ],
 )

@@ -5,6 +5,10 @@ the example of the gallery printed in this build.
 
 ``:measured:`theme | column=value; ... | column | format``` is one cell of `measured.json`, which
 the long run of `python -m benchmarks` wrote; a format such as ``.1f`` may be left out.
+``:measured-least:`theme | column=value; ... | column | words``` is about the row where the column
+is least: words with the row's cells in braces, such as ``{rows} x {features}, {time:.1f}``;
+``:measured-most:`` about the row where it is most. ``:measured-count:`theme | column=value; ...```
+counts rows.
 ``:measured-summary:`theme | start``` is the rest of a line below a table, and
 ``:measured-environment:`versions``` what the run ran on. The directive ``.. measured:: theme`` is a
 table, of all columns and rows unless told otherwise.
@@ -86,6 +90,46 @@ class Measured(_Number):
         return format(rows[0][column], spec) if spec else cell(rows[0][column])
 
 
+class _Cell:
+    """A cell that is formatted as in a table unless told otherwise."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __format__(self, spec):
+        return format(self.value, spec) if spec else cell(self.value)
+
+
+class MeasuredExtreme(_Number):
+    """Words about the row of a measured table where a column is least, or most."""
+
+    def __init__(self, choose):
+        self.choose = choose
+
+    def find(self, theme, where, column, words):
+        """Fill in the words; rows without a number in the column do not count."""
+        rows = [r for r in rows_of(self.env, theme, where) if r.get(column) is not None]
+        if not rows:
+            raise LookupError(f"measured.json, {theme}: no row with {where} has {column!r}")
+        row = self.choose(rows, key=lambda row: float(row[column]))  # infinity is stored as a word
+        try:
+            return words.format_map({name: _Cell(value) for name, value in row.items()})
+        except KeyError as error:
+            raise LookupError(
+                f"measured.json, {theme}: no column {error} in {list(row)}"
+            ) from error
+
+
+class MeasuredCount(_Number):
+    """How many rows of a measured table fit."""
+
+    def find(self, theme, where=""):
+        """Count them; none may fit, but the table has to have rows."""
+        if not rows_of(self.env, theme, ""):
+            raise LookupError(f"measured.json has no rows of {theme}")
+        return f"{len(rows_of(self.env, theme, where)):,}"
+
+
 class MeasuredSummary(_Number):
     """A line of what a theme says below its table."""
 
@@ -133,6 +177,9 @@ def setup(app):
     """Register the roles and the directive."""
     app.add_role("printed", Printed())
     app.add_role("measured", Measured())
+    app.add_role("measured-least", MeasuredExtreme(min))
+    app.add_role("measured-most", MeasuredExtreme(max))
+    app.add_role("measured-count", MeasuredCount())
     app.add_role("measured-summary", MeasuredSummary())
     app.add_role("measured-environment", MeasuredEnvironment())
     app.add_directive("measured", MeasuredTable)
