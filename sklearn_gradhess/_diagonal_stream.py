@@ -182,6 +182,7 @@ class DiagonalStream:
         ridge: Array,
         spread: Spread,
         law: Law,
+        targets: Array,
     ) -> "DiagonalStream":
         """Return the model that stands for a fit which ended at W with this diagonal."""
         scale = _Scale(
@@ -196,6 +197,7 @@ class DiagonalStream:
             ridge,
             spread,
             scale=scale,
+            targets=targets,
             separable=False,
             law=law,
         )

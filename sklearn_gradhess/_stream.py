@@ -66,6 +66,7 @@ class FitSaw(NamedTuple):
     seen: Seen
     spread: Spread
     law: Law
+    targets: Any = 0.0  # their weighted sum, where they are classes
     squares: Squares | None = None
 
 
@@ -196,6 +197,7 @@ class StreamMixin:
                 ridge=saw.ridge[int(has_intercept) :] * saw.seen.weight,
                 spread=saw.spread,
                 law=saw.law,
+                targets=saw.targets,
             )
         self._refuse_unfit(X, Y)  # type: ignore[attr-defined]
         quadratics = []
@@ -261,6 +263,7 @@ def fit_saw(problem: Problem, weight: Array, unit: float, spread: Spread, law: L
         Seen(unit).plus(weight[weight > 0]),
         spread,
         law,
+        weight @ problem.Y if problem.loss.likelihood else 0.0,
     )
 
 

@@ -576,6 +576,15 @@ def test_a_rare_class_may_be_missing_from_a_block_without_a_word(rng):
     learn(estimator("log_loss"), X, y, _ROWS)
 
 
+def test_after_a_fit_an_order_is_judged_by_all_rows(rng):
+    X = rng.standard_normal((2000, 5))
+    even, rare = np.arange(2000) % 2, (np.arange(2000) >= 10).astype(int)
+    model = estimator("log_loss").fit(X, even, np.full(2000, 3.0))
+    with pytest.warns(ConvergenceWarning, match=r"^The last 1500 of 3500 rows are of one class"):
+        model.partial_fit(X[:1500], np.zeros(1500, dtype=int), np.full(1500, 3.0))
+    estimator("log_loss").fit(X, rare).partial_fit(X[:1500], np.ones(1500, dtype=int))
+
+
 def test_a_descent_that_ends_nowhere_is_said(rng, monkeypatch):
     def exhausted(problem, start, tol):
         found = descend_by_diagonal(problem, start, tol)
