@@ -36,7 +36,7 @@ from sklearn_gradhess._single import Approach, InterceptFirst, SingleGradients
 from sklearn_gradhess._sketch import given_factor
 from sklearn_gradhess._solver import Settings, Solution, record_of, solve
 from sklearn_gradhess._steps import StepSettings
-from sklearn_gradhess._stream import FitSaw, StreamMixin, diagonal_left, fit_saw
+from sklearn_gradhess._stream import FitSaw, StreamMixin, fit_saw
 from sklearn_gradhess._validation import (
     CALLBACK_FRAMES,
     CallbackSupportMixin,
@@ -146,8 +146,9 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 settings = replace(settings, on_iteration=monitor, shows_coef=monitor.sees_coef)
                 solution = solve(problem, settings, rng, start)
                 solution = solution._replace(n_passes=solution.n_passes + n_passes)
-                squares = diagonal_left(problem, solution.factor, solution.W)
-                self._fit_saw = self._fit_saw._replace(squares=squares)
+                if solution.diagonal is not None:
+                    squares = solution.diagonal.squares
+                    self._fit_saw = self._fit_saw._replace(squares=squares)
             monitor.close(solution.W)
             self._store_solution(solution, problem)
         self._store(solution.W, X.dtype)

@@ -11,8 +11,6 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_gradhess._auto_penalty import Law
 from sklearn_gradhess._block_newton import Quadratic
-from sklearn_gradhess._conjugate_gradients import InverseHessian
-from sklearn_gradhess._diagonal import Diagonal, hessian_squares
 from sklearn_gradhess._diagonal_stream import DiagonalStream
 from sklearn_gradhess._kept_rows import KeptRows
 from sklearn_gradhess._memory import allowed
@@ -30,7 +28,7 @@ from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._squares import Squares
 from sklearn_gradhess._validation import blas_threads, refuse_cast
 
-__all__ = ["FitSaw", "StreamMixin", "diagonal_left", "fit_saw", "stream_classes"]
+__all__ = ["FitSaw", "StreamMixin", "fit_saw", "stream_classes"]
 
 Array = npt.NDArray[np.float64]
 AnyStream = OnlineModel | DiagonalStream
@@ -265,18 +263,6 @@ def fit_saw(problem: Problem, weight: Array, unit: float, spread: Spread, law: L
         law,
         weight @ problem.Y if problem.loss.likelihood else 0.0,
     )
-
-
-def diagonal_left(problem: Problem, factor: InverseHessian, W: Array) -> Squares | None:
-    """Return what a stream goes on from after a fit that made no matrix; None if it made one."""
-    if factor.factors:
-        return None
-    if isinstance(factor, Diagonal):
-        return Squares(factor.total, factor.mean, factor.variance)
-    curvature = None
-    if not problem.loss.quadratic:
-        curvature = problem.loss.curvature(problem.Y, problem.predict(problem.X, W))
-    return hessian_squares(problem, curvature)
 
 
 def _kept(X: Any, Y: Array, weight: Array, unit: float) -> KeptRows:
