@@ -481,7 +481,7 @@ def _no_worse_than_null(data: Rows, start: Array | None) -> Point:
     if start is not None:
         point = data.at(start)
         raw = np.array(np.broadcast_to(null[0] * problem.has_intercept, problem.Y.shape))
-        if point.objective <= problem.mean_loss(raw):
+        if point.objective <= problem.mean_loss(raw) + problem.penalty(null):
             return point
     point = data.at(null)
     _refuse_overflow(problem, point.gradient)
