@@ -175,8 +175,12 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             unit = float(sample_weight.max())  # their sum might overflow
             weight = sample_weight / unit
         spread = Spread.empty(X.shape[1])
-        if penalty.present and penalty.units == "std":
-            for start in range(0, len(weight), step := max(256, 2**17 // max(X.shape[1], 1))):
+        # A stream that goes on from here may be penalised per deviation, even if this fit is not
+        told = self.noise == "single" or (loss.quadratic and self.fit_intercept)  # by the Hessian
+        if (penalty.present and penalty.units == "std") or not told:
+            entries = X.nnz // len(weight) if sparse.issparse(X) else X.shape[1]
+            size = max(2**17, 4 * X.shape[1] if sparse.issparse(X) else 0)
+            for start in range(0, len(weight), step := max(256, size // max(entries, 1))):
                 piece = slice(start, start + step)
                 spread = spread.plus(X[piece], weight[piece])
         total = float(weight.sum())
