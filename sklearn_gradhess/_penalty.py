@@ -41,15 +41,16 @@ class Spread(NamedTuple):
         total = float(weight.sum())
         if not total:
             return self
+        # About a row's own value: a constant has no scatter, and an offset cancels beforehand
         if sparse.issparse(X):
-            X = X.astype(np.float64)
-            mean = np.asarray(X.T @ weight).ravel() / total
-            scatter = np.asarray(X.power(2).T @ weight).ravel() - total * mean**2
+            mean, scatter = _of_stored(X.tocsr(), weight, total)
         else:
-            mean = weight @ X / total
-            distance = X - mean
-            scatter = np.einsum("i,ij,ij->j", weight, distance, distance)
-        return self.merge(Spread(total, mean, np.maximum(scatter, 0.0)))
+            near = np.asarray(X[0], dtype=np.float64)
+            distance = X - near
+            apart = weight @ distance / total
+            distance -= apart
+            mean, scatter = near + apart, np.einsum("i,ij,ij->j", weight, distance, distance)
+        return self.merge(Spread(total, mean, scatter))
 
     def merge(self, other: "Spread") -> "Spread":
         """Return that of the rows of both."""
@@ -67,6 +68,20 @@ class Spread(NamedTuple):
     def variance(self) -> Array:
         """Variance of each feature."""
         return self.scatter / self.weight if self.weight else np.zeros_like(self.scatter)
+
+
+def _of_stored(X: Any, weight: Array, total: float) -> tuple[Array, Array]:
+    """Weighted mean and scatter of sparse rows, whose other entries are zero."""
+    d, w = X.shape[1], np.repeat(weight, np.diff(X.indptr))
+    stored = np.bincount(X.indices, w, d)
+    zeros = np.maximum(total - stored, 0.0)
+    zeros[zeros <= 1e-12 * total] = 0.0
+    near = np.zeros(d)
+    near[X.indices] = X.data
+    apart = np.bincount(X.indices, w * (X.data - near[X.indices]), d) / total
+    mean = np.where(zeros == 0, near, near * (stored / total)) + apart
+    scatter = np.bincount(X.indices, w * np.square(X.data - mean[X.indices]), d)
+    return mean, scatter + zeros * np.square(mean)
 
 
 class Penalty(NamedTuple):

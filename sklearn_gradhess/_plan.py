@@ -72,6 +72,7 @@ def plan(
     steps: bool = False,
     coupled: bool = False,
     square: bool = False,
+    spanned: bool = True,
     memory: float = np.inf,
 ) -> Plan:
     """Choose how to go about a fit.
@@ -96,6 +97,8 @@ def plan(
         Whether columns are classes, whose Hessians are alike.
     square : bool, default=False
         Whether a matrix of the Hessian's size is at hand in any case.
+    spanned : bool, default=True
+        Whether rows span the coefficients: all features are penalised, or none.
     memory : float, default=inf
         Bytes that matrices may take.
 
@@ -108,7 +111,7 @@ def plan(
     ('sample_space', 'diagonal')
     """
     if preconditioner == "auto" and not (steps or square):
-        preconditioner = _cheaper(n, p, density, n_columns, quadratic, coupled, memory)
+        preconditioner = _cheaper(n, p, density, n_columns, quadratic, coupled, memory, spanned)
     if preconditioner in ("diagonal", "sample_space", "pooled"):
         return Plan(preconditioner, "newton", n, 1)
     batches = oversampling or (4 if steps else _batches(p))
@@ -151,7 +154,14 @@ def streams_by_diagonal(p: int, *, n_columns: int, preconditioner: Any, memory: 
 
 
 def _cheaper(
-    n: int, p: int, density: float, n_columns: int, quadratic: bool, coupled: bool, memory: float
+    n: int,
+    p: int,
+    density: float,
+    n_columns: int,
+    quadratic: bool,
+    coupled: bool,
+    memory: float,
+    spanned: bool,
 ) -> str:
     """Say what serves better than a Hessian or its sketch for each column; "auto" if nothing does.
 
@@ -171,12 +181,12 @@ def _cheaper(
         costs["auto"] = newton(p, n_columns)
     if coupled and _POOLED < p <= _WIDEST and matrices(p, 1) <= memory:
         costs["pooled"] = newton(p, 1) + _PASSES_POOLED * one_pass
-    if _FEW < n < p <= _NARROW and density == 1.0 and matrices(n, n_columns) <= memory:
+    if spanned and _FEW < n < p <= _NARROW and density == 1.0 and matrices(n, n_columns) <= memory:
         costs["sample_space"] = n * p * (_ENTRY + n * _FLOP) + 10 * n**3 * _FLOP
     if p > _NARROW:
         passes = _PASSES if density < _SPARSE_BELOW else _PASSES_DENSE
         costs["diagonal"] = passes * one_pass
-        if n < p and density == 1.0 and matrices(n, n_columns) <= memory:
+        if spanned and n < p and density == 1.0 and matrices(n, n_columns) <= memory:
             gram = n * p * (_ENTRY + n * _FLOP) + 10 * n**3 * _FLOP
             costs["sample_space"] = gram + newton(n, n_columns)
     return min(costs, key=lambda name: costs[name])

@@ -110,6 +110,21 @@ class Problem:
         return ridge
 
     @cached_property
+    def unbounded(self) -> bool:
+        """Whether a feature that varies has no penalty, so that its coefficient may go to infinity.
+
+        Without an intercept a constant moves predictions too, unless it is zero.
+        """
+        free = np.flatnonzero(self.ridge[int(self.has_intercept) :, 0] == 0)
+        if len(free) in (0, self.X.shape[1]):
+            return len(free) > 0
+        X = self.X[:, free]
+        low, high = (X.min(axis=0), X.max(axis=0))
+        if sparse.issparse(X):
+            low, high = low.toarray(), high.toarray()
+        return bool(np.any(low != high) or (not self.has_intercept and np.any(high)))
+
+    @cached_property
     def shift(self) -> Array:
         """Near the mean of the features, so that their offsets cancel in no difference of squares.
 

@@ -236,6 +236,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             steps=stepwise,
             coupled=problem.loss.coupling > 1,
             square=not isinstance(self.preconditioner, str),
+            spanned=not (np.any(problem.alpha) and problem.unbounded),
             memory=allowed(matrices(problem.p, columns)),
         )
         if chosen.preconditioner in ("exact", "sketch", "pooled"):
@@ -400,7 +401,10 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         self._dispersion = solution.dispersion
         self._n_clipped = factor.n_clipped
         self._keep_loss(problem.loss, problem.loss.fitted)
-        for name in ("_online", "n_rounds_"):
+        gone = ["_online", "n_rounds_"]
+        if self.preconditioner_ not in ("estimator", "single"):
+            gone.append("_estimator")
+        for name in gone:
             self.__dict__.pop(name, None)
 
     def _keep_loss(self, loss: Loss, fitted: dict[str, float]) -> None:

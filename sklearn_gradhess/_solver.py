@@ -554,7 +554,7 @@ def separated(problem: Problem, point: Point) -> bool:
     A row on the wrong side has a loss of log(2) at least, for several classes too.
     """
     loss = problem.loss
-    if not (loss.likelihood and loss.asymptotic) or np.any(problem.alpha):
+    if not (loss.likelihood and loss.asymptotic and problem.unbounded):
         return False
     if not point.objective * problem.observations < np.log(2):
         return False
@@ -565,7 +565,7 @@ def separated(problem: Problem, point: Point) -> bool:
 
 def _may_drift(problem: Problem, look: Look, *, told: bool) -> bool:
     """Whether a step that was small in what it gained moved some row far, or has not told."""
-    if not problem.loss.asymptotic or np.any(problem.alpha):
+    if not (problem.loss.asymptotic and problem.unbounded):
         return False
     # Steps on mini-batches know no raw predictions of theirs
     return not told or look.way is None or bool(np.abs(look.way.found.raw).max() > 0.1)

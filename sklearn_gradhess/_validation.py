@@ -154,7 +154,7 @@ def check_rows(estimator: Any, X: Any, y: Any, *, reset: bool, **kwargs: Any) ->
     """Validate rows with their targets: finite; CSR or dense, float32 or float64."""
     refuse_foreign(X=X, y=y)
     with np.errstate(invalid="ignore"):  # sums that overflow in both directions
-        return validate_data(
+        X, y = validate_data(
             estimator,
             X,
             y,
@@ -163,6 +163,16 @@ def check_rows(estimator: Any, X: Any, y: Any, *, reset: bool, **kwargs: Any) ->
             reset=reset,
             **kwargs,
         )
+    return canonical(X), y
+
+
+def canonical(X: Any) -> Any:
+    """Sparse rows with one entry a place, which is squared as it stands; dense ones as they are."""
+    if not sparse.issparse(X) or X.has_canonical_format:
+        return X
+    X = X.copy()
+    X.sum_duplicates()
+    return X
 
 
 def refuse_overflow(sums: npt.NDArray[np.floating], X: Any, *, estimator_name: str) -> None:

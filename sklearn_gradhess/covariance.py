@@ -561,6 +561,8 @@ class GradientCovarianceEstimator(
                     f"Cannot merge estimators with {name}={a!r} and {name}={b!r}: their gradients "
                     "have different laws. Fit both with the same settings, batch_size as a number."
                 )
+        for memory in (mine, theirs):  # parameters may have been changed since
+            memory.check_law(self._law(), self.inherent_variance)
         names = [e.feature_names_in_ for e in (self, other) if hasattr(e, "feature_names_in_")]
         if len(names) == 2 and not np.array_equal(names[0], names[1]):
             raise ValueError("Cannot merge estimators of different feature_names_in_.")

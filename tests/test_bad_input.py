@@ -860,3 +860,20 @@ def test_a_stream_of_data_goes_on_after_a_failed_call_as_if_it_had_not_been(sett
             estimator.partial_fit(bad, Y)
     estimator.partial_fit(X, Y)
     assert_array_equal(estimator.covariance_, never_failed.partial_fit(X, Y).covariance_)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"noise_scale": 3.0}, "noise_scale=3.*but the gradients seen before had"),
+        ({"loss": "poisson"}, "loss='poisson'.*but the gradients seen before had"),
+    ],
+)
+def test_parameters_that_changed_since_are_not_merged(rng, change, match):
+    X = rng.standard_normal((64, 3))
+    mine = GradientCovarianceEstimator(batch_size=4, random_state=0).fit(X)
+    theirs = GradientCovarianceEstimator(batch_size=4, random_state=1).fit(X)
+    for estimator in (mine, theirs):
+        estimator.set_params(**change)
+    with refused(ValueError, match, mine, theirs):
+        mine.merge(theirs)

@@ -8,11 +8,16 @@ from numpy.testing import assert_allclose
 from scipy import sparse
 from scipy.special import expit
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_gradhess import PreconditionedSGDClassifier, PreconditionedSGDRegressor
+from sklearn_gradhess import (
+    GradientCovarianceEstimator,
+    PreconditionedSGDClassifier,
+    PreconditionedSGDRegressor,
+)
 from sklearn_gradhess._penalty import Penalty, Spread
 from tests import plans
 
@@ -368,3 +373,96 @@ def test_a_stream_has_none_of_them(rng, name):
     with pytest.raises(AttributeError, match=f"{name} is there after fit alone"):
         getattr(model, name)
     assert not hasattr(clone(model), name)
+
+
+# --- what is no feature, or has no penalty
+
+
+@pytest.mark.parametrize("kind", ["dense", "csr"])
+@pytest.mark.parametrize("constant", [0.1, -3e7, 1 / 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_constant_has_no_spread_in_any_pieces(rng, kind, constant, dtype):
+    X = rng.standard_normal((500, 3)).astype(dtype)
+    X[:, 1] = constant
+    weight = rng.uniform(0.1, 1, 500)
+    rows = sparse.csr_array(X) if kind == "csr" else X
+    spread = Spread.empty(3)
+    for piece in np.array_split(np.arange(500), 7):
+        spread = spread.plus(rows[piece], weight[piece])
+    assert spread.variance[1] == 0
+    others = [0, 2]
+    mean = np.average(X.astype(float), axis=0, weights=weight)
+    variance = np.average((X - mean) ** 2, axis=0, weights=weight)
+    assert_allclose(spread.variance[others], variance[others], rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["dense", "csr"])
+def test_an_offset_leaves_the_spread(rng, kind):
+    X = 1.7e9 + 10 * rng.standard_normal((400, 2))
+    rows = sparse.csr_array(X) if kind == "csr" else X
+    spread = Spread.empty(2).plus(rows, np.ones(400))
+    # the rows themselves are rounded to 2e-7
+    assert_allclose(spread.variance, X.var(axis=0), rtol=1e-6)
+
+
+def test_a_constant_has_no_coefficient_however_wide_the_rows(rng):
+    X = rng.standard_normal((300, 1200)).astype(np.float32)
+    y = X[:, 0] + rng.standard_normal(300) > 0
+    weight = rng.uniform(0.1, 1, 300)
+    X[:, -1] = 0.0
+    params = {"alpha": 0.1, "tol": 1e-6, "random_state": 0}
+    expected = Classifier(**params).fit(X, y, weight)
+    X[:, -1] = 0.1
+    for preconditioner in ("auto", "exact", "diagonal"):
+        model = Classifier(preconditioner=preconditioner, **params).fit(X, y, weight)
+        assert model.coef_[0, -1] == 0
+        assert_allclose(model.predict_proba(X), expected.predict_proba(X), atol=1e-3)
+
+
+def test_entries_of_a_place_that_are_stored_apart_are_summed(rng):
+    X = sparse.random(200, 1500, density=0.02, format="csr", random_state=0)
+    y = (X @ rng.standard_normal(1500) > 0).astype(int)
+    coo = X.tocoo()
+    data = np.concatenate([3 * coo.data, -2 * coo.data])
+    apart = sparse.csr_array(
+        (data, np.tile(coo.col, 2)[order := np.argsort(np.tile(coo.row, 2), kind="stable")],
+         np.concatenate([[0], np.cumsum(2 * np.diff(X.indptr))])), shape=X.shape,
+    )  # fmt: skip
+    apart.data = data[order]
+    assert not apart.has_canonical_format
+    stored = apart.data.copy()
+    expected = Classifier(random_state=0).fit(X, y)
+    model = Classifier(random_state=0).fit(apart, y)
+    assert_allclose(model.coef_, expected.coef_, rtol=1e-6, atol=1e-9)
+    assert np.array_equal(apart.data, stored)
+
+
+def test_a_feature_without_a_penalty_separates_classes_and_that_is_said(rng):
+    X = rng.standard_normal((200, 4))
+    y = X[:, 0] > 0
+    with pytest.warns(ConvergenceWarning, match="separable"):
+        model = Classifier(alpha=[0, 1, 1, 1]).fit(X, y)
+    assert not model.converged_
+    constant = X.copy()
+    constant[:, 0] = 1.0  # no penalty either, and nothing to move with an intercept
+    assert Classifier(alpha=[0, 1, 1, 1]).fit(constant, y).converged_
+
+
+@pytest.mark.parametrize("shape", [(60, 1500), (150, 400)])
+def test_some_features_without_a_penalty_are_fitted_by_default(rng, shape):
+    X = rng.standard_normal(shape)
+    y = X[:, 0] + 0.1 * rng.standard_normal(shape[0])
+    alpha = np.r_[0.0, np.full(shape[1] - 1, 0.1)]
+    model = Regressor(alpha=alpha, tol=1e-6).fit(X, y)
+    Z, t = X - X.mean(axis=0), y - y.mean()
+    ridge = np.diag(shape[0] * alpha * X.var(axis=0))
+    expected = np.linalg.solve(Z.T @ Z + ridge, Z.T @ t)
+    assert_allclose(model.coef_, expected, atol=1e-3)
+
+
+def test_the_estimator_of_an_earlier_fit_is_not_kept(rng):
+    X = rng.standard_normal((300, 3))
+    y = X[:, 0]
+    model = Regressor(preconditioner=GradientCovarianceEstimator(random_state=0)).fit(X, y)
+    model.set_params(preconditioner="auto").fit(10 * X, y)
+    assert_allclose(model.covariance_estimator_.covariance_, 100 * np.cov(X.T, bias=True))
