@@ -178,11 +178,7 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         # A stream that goes on from here may be penalised per deviation, even if this fit is not
         told = self.noise == "single" or (loss.quadratic and self.fit_intercept)  # by the Hessian
         if (penalty.present and penalty.units == "std") or not told:
-            entries = X.nnz // len(weight) if sparse.issparse(X) else X.shape[1]
-            size = max(2**17, 4 * X.shape[1] if sparse.issparse(X) else 0)
-            for start in range(0, len(weight), step := max(256, size // max(entries, 1))):
-                piece = slice(start, start + step)
-                spread = spread.plus(X[piece], weight[piece])
+            spread = _spread(X, weight)
         total = float(weight.sum())
         self.alpha_, width = penalty.of_mean(total * unit), 0.0
         law = Law()
@@ -591,6 +587,18 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _spread(X: Any, weight: Array) -> Spread:
+    spread, entries, size = Spread.empty(X.shape[1]), max(X.shape[1], 1), 2**17
+    if sparse.issparse(X):  # each piece has a cost of all features, too
+        entries, size = X.nnz // len(weight) + 1, max(size, 4 * X.shape[1])
+    step = max(256, size // entries)
+    with np.errstate(over="ignore", invalid="ignore"):  # sums that overflow are refused later
+        for start in range(0, len(weight), step):
+            piece = slice(start, start + step)
+            spread = spread.plus(X[piece], weight[piece])
+    return spread
 
 
 def _root_of_trace(problem: Problem) -> float:
