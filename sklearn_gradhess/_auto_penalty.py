@@ -134,6 +134,11 @@ class Law(NamedTuple):
         middle = float(np.median(ratio[varies]))
         return ratio, wideness(int(np.count_nonzero(varies)), n_samples, middle)
 
+    def factor(self, spread: Spread, n_samples: float) -> Array:
+        """Return the factor of each penalty, as chosen so far."""
+        ratio, width = self.of(spread, n_samples)
+        return (np.exp(self.log_multiple) * ratio) ** width
+
 
 class Chosen(NamedTuple):
     """What rows held out chose.

@@ -321,7 +321,7 @@ class DiagonalStream:
             settings = Settings(Plan("diagonal", "newton", problem.n, 1))
             chosen = choose_penalty(least, settings, np.random.default_rng(0), width)
             law = law.choosing(np.log(chosen.multiple) / width, n_told / HELD_OUT)
-        return law, (np.exp(law.log_multiple) * ratio) ** width
+        return law, law.factor(spread, self.seen.weight * self.seen.per_weight)
 
     def _predicted_best(self, law: Law, width: float, features: Any, problem: Problem) -> float:
         """Logarithm of the multiple with which the model predicts rows best it has not seen.

@@ -260,6 +260,8 @@ class ConvexStream:
         Of the coefficients.
     spread : Spread
         Of the features of all rows, those that wait included.
+    law : Law or None
+        Of the automatic penalty that a fit before has chosen.
     """
 
     loss: Any
@@ -278,6 +280,7 @@ class ConvexStream:
     doubt: float = 0.0
     penalty: Penalty = field(default_factory=Penalty)
     spread: Spread = field(default_factory=lambda: Spread.empty(0))
+    law: Any = None
 
     @classmethod
     def empty(cls, loss: Any, d: int, t: int, *, has_intercept: bool, seen: Seen) -> "ConvexStream":
@@ -296,6 +299,7 @@ class ConvexStream:
         has_intercept: bool,
         seen: Seen,
         spread: Spread,
+        law: Any,
     ) -> "ConvexStream":
         """Return the model that stands for a fit which ended at W."""
         model = cls.empty(
@@ -303,7 +307,12 @@ class ConvexStream:
         )
         last = Minimum(W, np.zeros_like(W))
         return replace(
-            model, quadratics=tuple(quadratics), last=last, n_solved=seen.n_rows, spread=spread
+            model,
+            quadratics=tuple(quadratics),
+            last=last,
+            n_solved=seen.n_rows,
+            spread=spread,
+            law=law if law.weight else None,
         )
 
     @property
@@ -328,12 +337,16 @@ class ConvexStream:
 
     def update(self, rows: KeptRows, penalty: Penalty) -> "ConvexStream":
         """Return the model after more rows; few of them wait for others."""
+        spread, law = self.spread.plus(rows.X, rows.weight), self.law
+        if law is not None and penalty.automatic:
+            law = law.plus(rows.X, rows.weight, spread.mean)
         model = replace(
             self,
             seen=self.seen.plus(rows.weight),
             waiting=joined_with(self.waiting, rows),
             penalty=penalty,
-            spread=self.spread.plus(rows.X, rows.weight),
+            spread=spread,
+            law=law,
         )
         n_waiting = sum(len(part) for part in model.waiting)
         full = n_waiting >= max(self.capacity // 4, _LEAST_ROWS)
@@ -456,11 +469,18 @@ class ConvexStream:
             self.loss,
             self.has_intercept,
             self.location,
-            self.penalty.ridge(self.seen.weight, self.spread, self.seen.unit),
+            self._ridge,
             self.linear,
             self.quadratics,
             self.seen.per_weight,
         )
+
+    @property
+    def _ridge(self) -> Array:
+        ridge = self.penalty.ridge(self.seen.weight, self.spread, self.seen.unit)
+        if self.law is not None and self.penalty.automatic:
+            ridge = ridge * self.law.factor(self.spread, self._count)
+        return ridge
 
     def _recentred(self) -> "ConvexStream":
         """Return the same model with the features less their mean, where that costs nothing."""

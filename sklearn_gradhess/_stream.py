@@ -214,7 +214,13 @@ class StreamMixin:
                 loss, quadratics, has_intercept=has_intercept, seen=saw.seen, spread=spread
             )
         return ConvexStream.from_fit(
-            loss, quadratics, W, has_intercept=has_intercept, seen=saw.seen, spread=spread
+            loss,
+            quadratics,
+            W,
+            has_intercept=has_intercept,
+            seen=saw.seen,
+            spread=spread,
+            law=saw.law,
         )
 
 

@@ -704,3 +704,31 @@ def test_a_failed_first_chunk_leaves_no_fit():
     with pytest.raises(ValueError, match="not among"):
         model.partial_fit([[0.0]], [3], classes=[0, 1])
     assert vars(model) == clone(model).get_params()
+
+
+@pytest.mark.parametrize("chunk", [1, 40])
+def test_the_penalty_that_a_fit_has_chosen_goes_on(rng, monkeypatch, chunk):
+    monkeypatch.setattr("sklearn_gradhess._auto_penalty._NARROW", 100)  # for less time
+    X = (rng.random((340, 300)) < 0.03).astype(float)
+    y = (X[:, :60].sum(axis=1) + rng.standard_normal(340) > 1.8).astype(int)
+    w = rng.uniform(1, 2, 340)
+    model = PreconditionedSGDClassifier(preconditioner="exact").fit(X[:300], y[:300], w[:300])
+    alpha, mean = model.alpha_, np.average(X[:300], axis=0, weights=w[:300])
+    assert alpha.min() > 1.5 / w[:300].sum()
+    for start in range(300, 340, chunk):
+        part = slice(start, start + chunk)
+        model.partial_fit(X[part], y[part], w[part])
+    v = w / w[:300].max()
+    variance = v @ (X - np.average(X, axis=0, weights=w)) ** 2
+    ridge = model._online._ridge
+    common = (X[300:].sum(axis=0) == 1) & (mean > 0.02)  # as rare as before
+    assert common.sum() > 20
+    np.testing.assert_allclose(
+        ridge[common], (alpha * variance)[common] * w[:300].sum() / w.sum(), rtol=0.1
+    )
+    model.set_params(alpha=0.5)
+    model.partial_fit(X[:1], y[:1], w[:1])
+    v = np.append(v, v[0])
+    rows = np.concatenate([X, X[:1]])
+    variance = v @ (rows - np.average(rows, axis=0, weights=v)) ** 2
+    np.testing.assert_allclose(model._online._ridge, 0.5 * variance, rtol=1e-8, atol=1e-12)
