@@ -48,7 +48,9 @@ class PreconditionedSGDClassifier(DaskMixin, ClassifierMixin, PreconditionedSGD)
         over the sum of the weights, LogisticRegression's ``C=1`` on standardised features. Of more
         than 1,000 features and fewer than ten rows for each, `fit` chooses more, with "std": rare
         features are penalised as frequent ones, and rows that are held out choose how much (MATH
-        section 7.7); `alpha_` tells. So does `partial_fit` beyond 5,000 features.
+        section 7.7); `alpha_` tells. So does `partial_fit` beyond 5,000 features, and after
+        such a `fit` it goes on with what that chose. A repeated row may be both learned from and
+        held out; give it a weight instead.
     penalty_units : {"std", "raw"}, default="std"
         What the penalty sees: with "std" the coefficient per standard deviation of its feature,
         so that a fit does not depend on units and equals that on `StandardScaler`'s output; with
@@ -289,13 +291,20 @@ GradientCovarianceEstimator, default="auto"
 
         Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
         error, unless the order of the rows sorts by the target. Beyond 5,000 features, or what
-        memory has room for, and with preconditioner="diagonal" it keeps a few numbers a coefficient
-        and forgets how features go together once their rows are gone (MATH section 7.6); the first
-        call decides. After `fit` it goes on from there, and drops what `fit` told of itself:
-        `history_`, `n_iter_`, `n_passes_`, `learning_rate_`, `converged_`, `preconditioner_`,
-        `alpha_`, `covariance_estimator_`, and what came of that: `rank_`, `df_` and the standard
-        errors. The penalty is that of all rows seen, for "auto" one over their weight, or, where it
-        keeps a few numbers a coefficient, what `fit` takes of them (MATH section 7.7); `alpha` may
+        memory has room for, with preconditioner="diagonal", and after a `fit` that made no matrix
+        (`preconditioner_` "diagonal" or "sample_space", which "auto" may choose for more features
+        than rows, or than 1,000) it keeps a few numbers a coefficient and forgets how features go
+        together once their rows are gone (MATH section 7.6); the first call decides.
+
+        After `fit` it goes on from there. The rows of the fit are their second-order expansion at
+        its solution, a sketch of it where `fit` made one: a penalty so changed that coefficients
+        move far is felt as far as that goes. What `fit` told of itself is dropped: `history_`,
+        `n_iter_`, `n_passes_`, `learning_rate_`, `converged_`, `preconditioner_`, `alpha_`,
+        `covariance_estimator_`, and what came of that: `rank_`, `df_` and the standard errors.
+
+        The penalty is that of all rows seen, for "auto" one over their weight, or, where it
+        keeps a few numbers a coefficient, what `fit` takes of them (MATH section 7.7); what a `fit`
+        before it has chosen goes on; `alpha` may
         change, the loss, its parameters and `fit_intercept` may not.
 
         Parameters

@@ -185,12 +185,14 @@ GradientCovarianceEstimator, default="auto"
     `partial_fit` learns from a stream in one pass and ends where `fit` on all rows would: exactly
     for the squared loss, in memory for 1.5 matrices of the size of the Hessian; within a fraction
     of a statistical error for the others, which keep 64 rows a coefficient (1,024 at least) and up
-    to a quarter of that besides (MATH section 10). Until a solution is asked for it may have none
-    stored: `coef_` is found when somebody looks, and `vars` does not show it.
+    to a quarter of that besides (MATH section 10). Wide data, and whatever follows a `fit` that
+    made no such matrix, it learns by a diagonal model, which is not exact (see the method). Until a
+    solution is asked for it may have none stored: `coef_` is found when somebody looks, and `vars`
+    does not show it.
 
     The scale of "huber" and "quantile" is estimated in a stream from the rows that it keeps, and
     after a `fit` it stays; in wide data it is the mean over blocks of rows, of each before it was
-    fitted to.
+    fitted to, and `scale_` is not there before the first block of 1,024 rows, or more if sparse.
 
     "huber" minimises the objective of `sklearn.linear_model.HuberRegressor`, in which the scale is
     a variable too, so that no unit of y matters. The bandwidth of "quantile" falls with the number
@@ -323,12 +325,18 @@ GradientCovarianceEstimator, default="auto"
 
         Ends where `fit` on all rows would, whatever the chunks, within a fraction of a statistical
         error, unless the order of the rows sorts by the target. Beyond 5,000 features, or what
-        memory has room for, and with preconditioner="diagonal" it keeps a few numbers a coefficient
-        and forgets how features go together once their rows are gone (MATH section 7.6); the first
-        call decides. After `fit` it goes on from there, and drops what `fit` told of itself:
-        `history_`, `n_iter_`, `n_passes_`, `learning_rate_`, `converged_`, `preconditioner_`,
-        `alpha_`, `covariance_estimator_`, and what came of that: `rank_`, `df_` and the standard
-        errors. The penalty is that of all rows seen; `alpha` may change, the loss, its parameters
+        memory has room for, with preconditioner="diagonal", and after a `fit` that made no matrix
+        (`preconditioner_` "diagonal" or "sample_space", which "auto" may choose for more features
+        than rows, or than 1,000) it keeps a few numbers a coefficient and forgets how features go
+        together once their rows are gone (MATH section 7.6); the first call decides.
+
+        After `fit` it goes on from there. The rows of the fit are their second-order expansion at
+        its solution, a sketch of it where `fit` made one: a penalty so changed that coefficients
+        move far is felt as far as that goes. What `fit` told of itself is dropped: `history_`,
+        `n_iter_`, `n_passes_`, `learning_rate_`, `converged_`, `preconditioner_`, `alpha_`,
+        `covariance_estimator_`, and what came of that: `rank_`, `df_` and the standard errors.
+
+        The penalty is that of all rows seen; `alpha` may change, the loss, its parameters
         and `fit_intercept` may not.
 
         Parameters

@@ -215,7 +215,7 @@ class GradientCovarianceEstimator(
     excess_risk_ : float
         m^2 = u' Hessian u, u the error of `coef` and `intercept`: twice the loss to be gained.
         From pairs unbiased, so near the optimum it may be negative. NaN where the gradients are too
-        few, saturated or uncalibrated; `calibration_report` says which.
+        few, saturated or uncalibrated; `calibration_report` says which, without `n_components`.
     correction_ : {"gaussian", "spiked", "none"}
         Correction that was applied; "spiked" is that of `eigenvalues_`.
     batch_size_ : int

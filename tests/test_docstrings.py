@@ -163,7 +163,7 @@ def test_attributes_of_a_fit_are_documented(fitted):
 
 
 def test_documented_shapes_of_attributes_are_those_of_a_fit(fitted, of_components):
-    sizes = {"n_features": 3, "n_features_in_": 3, "n_components_": 2}
+    sizes = {"n_features": 3, "n_features_in_": 3, "n_components_": 2, "n_kept": 2}
     whole = fitted
     for name, kind in entries(GradientCovarianceEstimator, "Attributes").items():
         fitted = of_components if name in OF_COMPONENTS else whole
