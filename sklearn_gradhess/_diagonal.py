@@ -58,6 +58,11 @@ class Diagonal:
     batch_size: ClassVar[int] = 1
     n_batches: ClassVar[int] = 0
 
+    @property
+    def squares(self) -> Squares:
+        """What it is made of, without penalty."""
+        return Squares(self.total, self.mean, self.variance)
+
     def solve(self, gradient: Array) -> Array:
         """P^-1 times the gradient, of shape (p, t)."""
         h = int(self.has_intercept)

@@ -80,6 +80,13 @@ class Block(Problem):
             out[1:] += others.mean * out[0]
         return out
 
+    def null_model(self) -> Array:
+        """Where classes are shifted together as at the anchor: no step shifts them so."""
+        W = super().null_model()
+        if self.loss.coupling > 1:
+            W += self.anchor.mean(axis=1, keepdims=True)
+        return W
+
     def with_others(self, squares: Squares) -> Squares:
         """Add those of the others."""
         return self.others.plus(squares)
@@ -182,6 +189,7 @@ class DiagonalStream:
         ridge: Array,
         spread: Spread,
         law: Law,
+        targets: Array,
     ) -> "DiagonalStream":
         """Return the model that stands for a fit which ended at W with this diagonal."""
         scale = _Scale(
@@ -196,6 +204,7 @@ class DiagonalStream:
             ridge,
             spread,
             scale=scale,
+            targets=targets,
             separable=False,
             law=law,
         )

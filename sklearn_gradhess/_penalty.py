@@ -19,12 +19,17 @@ class Spread(NamedTuple):
     weight : float
         Sum of the weights.
     mean, scatter : ndarray of shape (d,)
-        Mean, and weighted sum of squared distances from it.
+        Mean, and weighted sum of squared distances from it; NaN where that is not known.
     """
 
     weight: float
     mean: Array
     scatter: Array
+
+    @classmethod
+    def unknown(cls, weight: float, d: int) -> "Spread":
+        """Return that of rows which are gone, and of which nobody has told."""
+        return cls(weight, np.full(d, np.nan), np.full(d, np.nan))
 
     @classmethod
     def empty(cls, d: int) -> "Spread":
@@ -112,6 +117,8 @@ class Penalty(NamedTuple):
 
     def ridge(self, weight: float, spread: Spread, unit: float = 1.0) -> Array:
         """Ridge of each coefficient beside the sum of losses, weights in this unit."""
+        if not self.present:
+            return np.zeros_like(spread.mean)
         total = self.of_mean(weight * unit) * weight
         per = spread.variance if self.units == "std" else np.ones_like(spread.mean)
         return total * per

@@ -36,7 +36,7 @@ from sklearn_gradhess._single import Approach, InterceptFirst, SingleGradients
 from sklearn_gradhess._sketch import given_factor
 from sklearn_gradhess._solver import Settings, Solution, record_of, solve
 from sklearn_gradhess._steps import StepSettings
-from sklearn_gradhess._stream import FitSaw, StreamMixin, diagonal_left, fit_saw
+from sklearn_gradhess._stream import FitSaw, StreamMixin, fit_saw
 from sklearn_gradhess._validation import (
     CALLBACK_FRAMES,
     CallbackSupportMixin,
@@ -146,8 +146,9 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
                 settings = replace(settings, on_iteration=monitor, shows_coef=monitor.sees_coef)
                 solution = solve(problem, settings, rng, start)
                 solution = solution._replace(n_passes=solution.n_passes + n_passes)
-                squares = diagonal_left(problem, solution.factor, solution.W)
-                self._fit_saw = self._fit_saw._replace(squares=squares)
+                if solution.diagonal is not None:
+                    squares = solution.diagonal.squares
+                    self._fit_saw = self._fit_saw._replace(squares=squares)
             monitor.close(solution.W)
             self._store_solution(solution, problem)
         self._store(solution.W, X.dtype)
@@ -174,8 +175,12 @@ class PreconditionedSGD(StreamMixin, CallbackSupportMixin, BaseEstimator):
             unit = float(sample_weight.max())  # their sum might overflow
             weight = sample_weight / unit
         spread = Spread.empty(X.shape[1])
-        if penalty.present and penalty.units == "std":
-            for start in range(0, len(weight), step := max(256, 2**17 // max(X.shape[1], 1))):
+        # A stream that goes on from here may be penalised per deviation, even if this fit is not
+        told = self.noise == "single" or (loss.quadratic and self.fit_intercept)  # by the Hessian
+        if (penalty.present and penalty.units == "std") or not told:
+            entries = X.nnz // len(weight) if sparse.issparse(X) else X.shape[1]
+            size = max(2**17, 4 * X.shape[1] if sparse.issparse(X) else 0)
+            for start in range(0, len(weight), step := max(256, size // max(entries, 1))):
                 piece = slice(start, start + step)
                 spread = spread.plus(X[piece], weight[piece])
         total = float(weight.sum())

@@ -279,8 +279,7 @@ def _solve_in_sample_space(
     degrees = factor.degrees_of_freedom(small.n_columns)
     W, passes, diagonal = space.refined(found.W), _TO_SAMPLES, space.diagonal
     if not problem.loss.quadratic:
-        raw = problem.predict(problem.X, W)
-        diagonal = diagonal_hessian(problem, problem.loss.curvature(problem.Y, raw))
+        diagonal = _diagonal_at(problem, W)
         passes += _DIAGONAL
     return found._replace(
         W=W,
@@ -289,6 +288,11 @@ def _solve_in_sample_space(
         n_passes=found.n_passes + passes,
         degrees=degrees,
     )
+
+
+def _diagonal_at(problem: Problem, W: Array) -> Diagonal:
+    raw = problem.predict(problem.X, W)
+    return diagonal_hessian(problem, problem.loss.curvature(problem.Y, raw))
 
 
 def _unit(problem: Problem) -> np.float64:
@@ -329,10 +333,15 @@ def _solve(fit: _Fit, start: Array | None) -> Solution:
     assert fit.factor is not None
     target, dispersion = goal.promised(look.point), data.dispersion(look.point)
     degrees = data.degrees if lawless else np.nan
-    diagonal = fit.factor if isinstance(fit.factor, Diagonal) else None
+    factor, diagonal = fit.factor, None
+    if isinstance(factor, Diagonal):
+        if not problem.loss.quadratic:  # it is of another place, and of a bound on the curvature
+            factor = _diagonal_at(problem, W)
+            data.passes += _DIAGONAL
+        diagonal = factor
     return Solution(
         W,
-        fit.factor,
+        factor,
         ending,
         target,
         data.rate,
@@ -472,7 +481,7 @@ def _no_worse_than_null(data: Rows, start: Array | None) -> Point:
     if start is not None:
         point = data.at(start)
         raw = np.array(np.broadcast_to(null[0] * problem.has_intercept, problem.Y.shape))
-        if point.objective <= problem.mean_loss(raw):
+        if point.objective <= problem.mean_loss(raw) + problem.penalty(null):
             return point
     point = data.at(null)
     _refuse_overflow(problem, point.gradient)

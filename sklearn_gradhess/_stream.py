@@ -11,8 +11,6 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_gradhess._auto_penalty import Law
 from sklearn_gradhess._block_newton import Quadratic
-from sklearn_gradhess._conjugate_gradients import InverseHessian
-from sklearn_gradhess._diagonal import Diagonal, hessian_squares
 from sklearn_gradhess._diagonal_stream import DiagonalStream
 from sklearn_gradhess._kept_rows import KeptRows
 from sklearn_gradhess._memory import allowed
@@ -30,10 +28,11 @@ from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._squares import Squares
 from sklearn_gradhess._validation import blas_threads, refuse_cast
 
-__all__ = ["FitSaw", "StreamMixin", "diagonal_left", "fit_saw", "stream_classes"]
+__all__ = ["FitSaw", "StreamMixin", "fit_saw", "stream_classes"]
 
 Array = npt.NDArray[np.float64]
 AnyStream = OnlineModel | DiagonalStream
+_CONSTANT = 1e-14  # deviation over mean of a feature that is constant but for rounding
 _LARGEST = 1e152  # whose square is a float, and the sum of many
 # What `fit` tells of itself, and a stream has not
 _REPORTS = (
@@ -66,6 +65,7 @@ class FitSaw(NamedTuple):
     seen: Seen
     spread: Spread
     law: Law
+    targets: Any = 0.0  # their weighted sum, where they are classes
     squares: Squares | None = None
 
 
@@ -141,8 +141,9 @@ class StreamMixin:
             model = self._stream(X, Y, loss, weight)
             kept = _kept(X, Y, weight, model.seen.unit)
             if len(kept):
-                alpha = per_feature(self.alpha, X.shape[1])
-                model = model.update(kept, Penalty(alpha, self.penalty_units))
+                penalty = Penalty(per_feature(self.alpha, X.shape[1]), self.penalty_units)
+                _refuse_unknown(model, penalty)
+                model = model.update(kept, penalty)
             attributes = self._found(model, X.dtype)
         for name in (*_REPORTS, *_FIT, "coef_", "intercept_"):
             vars(self).pop(name, None)
@@ -186,6 +187,7 @@ class StreamMixin:
         _refuse_change(saw, loss, has_intercept, Y.shape[1])
         loss = saw.loss  # at its scale
         W = self._coefficients()  # type: ignore[attr-defined]
+        spread = _spread_of(saw, factors)
         if saw.squares is not None:
             return DiagonalStream.from_fit(
                 loss,
@@ -194,8 +196,9 @@ class StreamMixin:
                 has_intercept=has_intercept,
                 seen=saw.seen,
                 ridge=saw.ridge[int(has_intercept) :] * saw.seen.weight,
-                spread=saw.spread,
+                spread=spread,
                 law=saw.law,
+                targets=saw.targets,
             )
         self._refuse_unfit(X, Y)  # type: ignore[attr-defined]
         quadratics = []
@@ -208,10 +211,10 @@ class StreamMixin:
             quadratics.append(Quadratic(root, target))
         if loss.quadratic:
             return LeastSquaresStream.from_fit(
-                loss, quadratics, has_intercept=has_intercept, seen=saw.seen, spread=saw.spread
+                loss, quadratics, has_intercept=has_intercept, seen=saw.seen, spread=spread
             )
         return ConvexStream.from_fit(
-            loss, quadratics, W, has_intercept=has_intercept, seen=saw.seen, spread=saw.spread
+            loss, quadratics, W, has_intercept=has_intercept, seen=saw.seen, spread=spread
         )
 
 
@@ -261,19 +264,24 @@ def fit_saw(problem: Problem, weight: Array, unit: float, spread: Spread, law: L
         Seen(unit).plus(weight[weight > 0]),
         spread,
         law,
+        weight @ problem.Y if problem.loss.likelihood else 0.0,
     )
 
 
-def diagonal_left(problem: Problem, factor: InverseHessian, W: Array) -> Squares | None:
-    """Return what a stream goes on from after a fit that made no matrix; None if it made one."""
-    if factor.factors:
-        return None
-    if isinstance(factor, Diagonal):
-        return Squares(factor.total, factor.mean, factor.variance)
-    curvature = None
-    if not problem.loss.quadratic:
-        curvature = problem.loss.curvature(problem.Y, problem.predict(problem.X, W))
-    return hessian_squares(problem, curvature)
+def _spread_of(saw: FitSaw, factors: Sequence[Array]) -> Spread:
+    """Spread of the features of a fit: taken, or as the Hessian of least squares has it."""
+    weight = saw.seen.weight
+    if saw.spread.weight:
+        return saw.spread
+    if not (saw.loss.quadratic and saw.has_intercept):
+        return Spread.unknown(weight, len(saw.ridge) - saw.has_intercept)
+    if saw.squares is not None:
+        return Spread(weight, saw.squares.mean[:, 0], weight * saw.squares.scatter[:, 0])
+    root = factors[0]
+    mean = root[0, 1:] / root[0, 0]
+    variance = np.einsum("ij,ij->j", root[1:, 1:], root[1:, 1:])
+    variance[variance <= (_CONSTANT * mean) ** 2] = 0.0
+    return Spread(weight, mean, weight * variance)
 
 
 def _kept(X: Any, Y: Array, weight: Array, unit: float) -> KeptRows:
@@ -300,6 +308,15 @@ def _refuse_overflow(X: Any, Y: Array) -> None:
                 f"{name} has an entry of {largest:.3g}, and the sum of squares would overflow: "
                 f"features or targets are too large. Rescale {name}."
             )
+
+
+def _refuse_unknown(model: AnyStream, penalty: Penalty) -> None:
+    if penalty.present and penalty.units == "std" and np.isnan(model.spread.mean).any():
+        raise ValueError(
+            f"alpha={penalty.alpha!r} with penalty_units='std' needs the standard deviations of all "
+            f"{model.seen.n_rows} rows so far, and the fit had no such penalty and took none. Set "
+            "penalty_units='raw' or alpha=0, or fit with an alpha above zero, however small."
+        )
 
 
 def _refuse_change(model: AnyStream | FitSaw, loss: Any, has_intercept: bool, t: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from scipy.optimize import minimize
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -22,8 +23,8 @@ from sklearn_gradhess._descent import Ending
 from sklearn_gradhess._diagonal_stream import _ROWS, Block, DiagonalStream
 from sklearn_gradhess._losses import make_loss
 from sklearn_gradhess._multinomial import MultinomialLoss
-from sklearn_gradhess._rows import Problem
-from sklearn_gradhess._solver import descend_by_diagonal
+from sklearn_gradhess._rows import Problem, Rows
+from sklearn_gradhess._solver import _no_worse_than_null, descend_by_diagonal
 from sklearn_gradhess._squares import Squares
 
 LOSSES = [
@@ -576,6 +577,15 @@ def test_a_rare_class_may_be_missing_from_a_block_without_a_word(rng):
     learn(estimator("log_loss"), X, y, _ROWS)
 
 
+def test_after_a_fit_an_order_is_judged_by_all_rows(rng):
+    X = rng.standard_normal((2000, 5))
+    even, rare = np.arange(2000) % 2, (np.arange(2000) >= 10).astype(int)
+    model = estimator("log_loss").fit(X, even, np.full(2000, 3.0))
+    with pytest.warns(ConvergenceWarning, match=r"^The last 1500 of 3500 rows are of one class"):
+        model.partial_fit(X[:1500], np.zeros(1500, dtype=int), np.full(1500, 3.0))
+    estimator("log_loss").fit(X, rare).partial_fit(X[:1500], np.ones(1500, dtype=int))
+
+
 def test_a_descent_that_ends_nowhere_is_said(rng, monkeypatch):
     def exhausted(problem, start, tol):
         found = descend_by_diagonal(problem, start, tol)
@@ -648,3 +658,31 @@ def test_the_model_of_the_others_is_a_quadratic(rng, name, has_intercept):
     slope = (block.penalty(W + step * U) - block.penalty(W - step * U)) / (2 * step)
     assert np.sum(block.pull(W) * U) == pytest.approx(slope, rel=1e-6)
     np.testing.assert_allclose(block.pull(W + U) - block.pull(W), block.resist(U), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["squared_error", "log_loss", "classes", "poisson"])
+@pytest.mark.parametrize("has_intercept", [True, False])
+def test_a_block_starts_where_it_is_best_and_ends_at_the_minimum(rng, name, has_intercept):
+    """Rows that have drifted away from a model which holds on to where it is."""
+    t, d, h = (3 if name == "classes" else 1), 4, int(has_intercept)
+    loss = MultinomialLoss() if name == "classes" else make_loss(name)
+    others = Squares(10 + rng.random(t), h * rng.standard_normal((d, t)), 10 + rng.random((d, t)))
+    anchor = 3 * rng.standard_normal((d + h, t))
+    Y = np.eye(3)[rng.integers(3, size=6)] if t == 3 else rng.integers(2, size=(6, 1)) * 1.0
+    X = rng.standard_normal((6, d))
+    block = Block(X, Y, None, loss, np.zeros(d), has_intercept, others=others, anchor=anchor)
+    data = Rows(block)
+    null = block.null_model()
+    if t > 1:
+        np.testing.assert_allclose(null.mean(axis=1), anchor.mean(axis=1), atol=1e-12)
+    far, near = data.at(null).objective, data.at(anchor).objective
+    start = _no_worse_than_null(data, anchor)
+    assert start.objective == pytest.approx(min(far, near))
+
+    def shifted(step):
+        W = anchor + np.reshape(step, anchor.shape)
+        return W + (anchor.mean(axis=1) - W.mean(axis=1))[:, None] * (t > 1)
+
+    best = minimize(lambda step: data.at(shifted(step)).objective, np.zeros(anchor.size), tol=1e-10)
+    found = descend_by_diagonal(block, anchor, 1e-6)
+    assert data.at(found.W).objective == pytest.approx(best.fun, rel=1e-6)

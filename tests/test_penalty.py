@@ -466,3 +466,56 @@ def test_the_estimator_of_an_earlier_fit_is_not_kept(rng):
     model = Regressor(preconditioner=GradientCovarianceEstimator(random_state=0)).fit(X, y)
     model.set_params(preconditioner="auto").fit(10 * X, y)
     assert_allclose(model.covariance_estimator_.covariance_, 100 * np.cov(X.T, bias=True))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_penalty_that_comes_after_a_fit_of_least_squares_is_that_of_all_rows(rng, weighted):
+    X = rng.standard_normal((300, 6)) * np.geomspace(0.1, 10, 6) + 4
+    X[:, 3] = 0.1
+    y = X @ rng.standard_normal(6) + rng.standard_normal(300)
+    w = rng.uniform(0.5, 2, 300) if weighted else np.ones(300)
+    best = PreconditionedSGDRegressor(alpha=1.0).fit(X, y, w)
+    for before in ({"alpha": 0.0}, {"alpha": 2.0, "penalty_units": "raw"}):
+        model = PreconditionedSGDRegressor(**before).fit(X[:299], y[:299], w[:299])
+        model.set_params(alpha=1.0, penalty_units="std").partial_fit(X[299:], y[299:], w[299:])
+        assert_allclose(model.coef_, best.coef_, rtol=1e-8, atol=1e-10)
+        assert_allclose(model.intercept_, best.intercept_, rtol=1e-8)
+
+
+@pytest.mark.parametrize("how", ["exact", "diagonal", "sample_space"])
+@pytest.mark.parametrize("loss", ["squared_error", "huber", "poisson", "log_loss"])
+@pytest.mark.parametrize("has_intercept", [True, False])
+@pytest.mark.parametrize("penalty", [{"alpha": 0.0}, {"alpha": 0.1, "penalty_units": "raw"}])
+def test_a_stream_knows_the_spread_of_the_rows_of_a_fit(rng, how, loss, has_intercept, penalty):
+    X = sparse.random(80, 5, density=0.6, format="csr", rng=rng)
+    y = rng.integers(0, 2, 80)
+    kind = PreconditionedSGDClassifier if loss == "log_loss" else PreconditionedSGDRegressor
+    model = kind(loss, fit_intercept=has_intercept, preconditioner=how, **penalty)
+    w = rng.integers(0, 3, 80).astype(float)
+    model.fit(X, y, w).partial_fit(X[:0:-1], y[:0:-1], w[:0:-1])
+    known = model._online.spread
+    if how != "exact":
+        assert known.weight == pytest.approx(w.sum() / 2)  # the others wait
+    rows, v = X.toarray(), w.copy()
+    if how == "exact":
+        v[1:] *= 2
+    mean = np.average(rows, axis=0, weights=v)
+    assert_allclose(known.mean, mean, rtol=1e-10)
+    assert_allclose(known.variance, np.average((rows - mean) ** 2, axis=0, weights=v), rtol=1e-10)
+
+
+def test_deviations_that_nobody_took_are_asked_for(rng):
+    X, y = rng.standard_normal((200, 3)), rng.poisson(1.0, 200)
+    dask_array = pytest.importorskip("dask.array")
+    blocks = dask_array.from_array(X, chunks=(100, 3)), dask_array.from_array(y, chunks=100)
+    model = PreconditionedSGDRegressor("poisson").fit(*blocks)
+    model.partial_fit(X[:5], y[:5])
+    before = model.coef_.copy()
+    model.set_params(alpha=1.0)
+    with pytest.raises(
+        ValueError, match=r"^alpha=1\.0 with penalty_units='std' needs the .* all 205 rows so far"
+    ):
+        model.partial_fit(X[:5], y[:5])
+    np.testing.assert_array_equal(model.coef_, before)
+    model.set_params(penalty_units="raw").partial_fit(X[:5], y[:5])
+    assert np.abs(model.coef_).sum() < np.abs(before).sum()
