@@ -313,7 +313,7 @@ def _refuse_overflow(X: Any, Y: Array) -> None:
 def _refuse_unknown(model: AnyStream, penalty: Penalty) -> None:
     if penalty.present and penalty.units == "std" and np.isnan(model.spread.mean).any():
         raise ValueError(
-            f"alpha={penalty.alpha!r} with penalty_units='std' needs the standard deviations of all "
+            f"alpha={penalty.alpha!r} with penalty_units='std' needs standard deviations of all "
             f"{model.seen.n_rows} rows so far, and the fit had no such penalty and took none. Set "
             "penalty_units='raw' or alpha=0, or fit with an alpha above zero, however small."
         )
