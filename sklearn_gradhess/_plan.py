@@ -127,13 +127,13 @@ def plan(
     return Plan("sketch", "steps" if steps else "newton", min(wanted, n), share)
 
 
-def streams_by_diagonal(p: int, *, n_columns: int, preconditioner: Any, memory: float) -> bool:
-    """Say whether a stream keeps a diagonal model: asked for, or where no fit makes a matrix.
+def streams_by_diagonal(d: int, *, n_columns: int, preconditioner: Any, memory: float) -> bool:
+    """Say whether a stream keeps a diagonal model: asked for, or too wide for a matrix.
 
     Parameters
     ----------
-    p : int
-        Coefficients.
+    d : int
+        Features.
     n_columns : int
         Columns of coefficients with a Hessian each.
     preconditioner : str or estimator
@@ -150,7 +150,7 @@ def streams_by_diagonal(p: int, *, n_columns: int, preconditioner: Any, memory: 
     """
     if not isinstance(preconditioner, str) or preconditioner != "auto":
         return isinstance(preconditioner, str) and preconditioner == "diagonal"
-    return p > _WIDEST or (p > _NARROW and matrices(p, n_columns) > memory)
+    return d > _WIDEST or (d > _NARROW and matrices(d, n_columns) > memory)
 
 
 def _cheaper(

@@ -172,7 +172,7 @@ class StreamMixin:
             return self._from_fit(X, Y, loss, has_intercept)
         seen = Seen(float(weight.max()) or 1.0)
         if streams_by_diagonal(
-            d + has_intercept,
+            d,
             n_columns=1 if loss.quadratic else t,
             preconditioner=self.preconditioner,
             memory=allowed(),
@@ -313,9 +313,9 @@ def _refuse_overflow(X: Any, Y: Array) -> None:
 def _refuse_unknown(model: AnyStream, penalty: Penalty) -> None:
     if penalty.present and penalty.units == "std" and np.isnan(model.spread.mean).any():
         raise ValueError(
-            f"alpha={penalty.alpha!r} with penalty_units='std' needs standard deviations of all "
-            f"{model.seen.n_rows} rows so far, and the fit had no such penalty and took none. Set "
-            "penalty_units='raw' or alpha=0, or fit with an alpha above zero, however small."
+            f"alpha={penalty.alpha!r} with penalty_units='std' needs the standard deviations of "
+            f"all {model.seen.n_rows} rows so far, and the fit had no such penalty and took none. "
+            "Set penalty_units='raw' or alpha=0, or fit with an alpha above zero, however small."
         )
 
 
