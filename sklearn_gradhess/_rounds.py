@@ -32,6 +32,7 @@ _LIKE = 2.0  # dispersion of all rows over that of a sample
 _COUPLED = 4.0  # decrement over what a preconditioner that knows each class by itself sees of it
 _FORCING = 0.1  # share of a decrement that may be left where the next step is made elsewhere
 _BLIND = 1e-4  # share of a decrement to go for where nobody knows the loss
+_PLAIN = 0.01  # decrement over the dispersion read off gradients, in which its excess is nothing
 _SHORTER = 0.5 ** np.arange(1.0, 31.0)
 _DRIFTS = 2  # steps that move rows by as much, from which on it is called drifting
 
@@ -271,7 +272,8 @@ class Rounds:
     def _believes(self, point: Point, found: Found) -> bool:
         """Whether there is no more to gain than the objective has."""
         if np.isnan(point.objective):  # nor a statistical error that has a large excess in it
-            return found.decrement <= point.floor / counted_error(self.data.problem)
+            share = _PLAIN if self.data.problem.loss.quadratic else 1.0
+            return found.decrement <= share * point.floor / counted_error(self.data.problem)
         return not found.decrement > 2 * point.objective + point.slack
 
     def _solve(self, point: Point) -> Found:

@@ -255,9 +255,9 @@ def fit_holders(
     -----
     For least squares pairs are asked for where one starts and where one has arrived; in between
     conjugate gradients go by differences of mean gradients, ``H d = g(w + d) - g(w)``; the gradient
-    at the end confirms that they were those of least squares. Other losses
-    are asked for pairs of each place. Nobody knows the loss: progress is that the slope along a
-    step falls. Classes that are separable are not found out.
+    after each step confirms that they were those of least squares. Other losses are asked for pairs
+    of each place. Nobody knows the loss: progress is that the slope along a step falls. Classes
+    that are separable are not found out.
 
     Examples
     --------
@@ -281,8 +281,12 @@ def fit_holders(
     asked = _Holders(list(holders), made, alpha, bool(fit_intercept), n_features, oversampling, map)
     goal = Goal(tol)
     history: list[dict[str, Any]] = []
+    looks: list[Look] = []
 
     def watch(look: Look) -> bool:
+        if made.quadratic and looks and look.point.W is not looks[-1].point.W:
+            asked.confirm(looks[-1].point, look.point.gradient, 2 * looks[-1].way.left)
+        looks.append(look)
         history.append(
             {
                 "decrement": look.decrement,
@@ -296,8 +300,8 @@ def fit_holders(
     with np.errstate(over="ignore", invalid="ignore"), blas_threads(p):
         point = asked.start()
         W, _, look, ending = descend(Rounds(asked, goal), point, goal, max_iter, watch)
-        if made.quadratic and ending is Ending.CONVERGED:
-            asked.confirm(W, look.point, tol)
+        if made.quadratic and ending is Ending.CONVERGED and W is not look.point.W:
+            asked.confirm(look.point, asked.gradient(W), 10 * goal.target(look.point))
     factor: Factor = look.point.rows.factor
     hessian = of_factor(
         GradientCovarianceEstimator,
@@ -338,6 +342,7 @@ class _Holders:
         self.problem = Problem(np.zeros((1, d)), np.zeros((1, 1)), None, loss, alpha, has_intercept)
         self.n_batches = -(-sketch_batches(self.problem.p, oversampling) // len(holders))
         self.rounds, self.bytes = 0, 0
+        self.size = 0.0  # largest dispersion so far, that of the start: squares of the targets
         self.seen: list[Array] = []  # half differences that tell the same Hessian
 
     def start(self) -> Point:
@@ -394,7 +399,8 @@ class _Holders:
         floor = dispersion * counted_error(self.problem)
         curvature = factor.factors[0][0, 0] ** 2 if self.problem.has_intercept else 0.0
         told = Told(model, factor, {"weight": 1.0, "curvature": curvature, "gain": 0.0})
-        rounding = (64 * _EPS) ** 2 * dispersion
+        self.size = max(self.size, dispersion) if self.problem.loss.quadratic else dispersion
+        rounding = (64 * _EPS) ** 2 * self.size
         return Point(W, np.nan, gradient, told, floor, rounding, 0.0)
 
     def _factor(self, half: Array, rows: float) -> Factor:
@@ -418,17 +424,21 @@ class _Holders:
 
     def product(self, point: Point, U: Array, model: Model) -> Array:
         """Difference of the mean gradients along a direction: a round."""
-        return self._ask(point.W + U)[0] - point.gradient
+        return self.gradient(point.W + U) - point.gradient
 
-    def confirm(self, W: Array, point: Point, tol: float) -> None:
-        """Refuse gradients that do not vanish where those of least squares would: a round."""
-        gradient = self._ask(W)[0]
-        excess = float(point.rows.factor.decrement(gradient)) / max(point.floor, 1e-300)
-        if excess > 10 * tol and excess * point.floor > point.rounding:
+    def gradient(self, W: Array) -> Array:
+        """Mean gradient alone: a round."""
+        return self._ask(W)[0]
+
+    def confirm(self, point: Point, gradient: Array, most: float) -> None:
+        """Refuse gradients after a step that leave much more than those of least squares would."""
+        found = float(point.rows.factor.decrement(gradient))
+        if found > max(most, 10 * point.rounding):
+            found, most = (x / max(point.floor, 1e-300) for x in (found, most))
             raise ValueError(
-                f"The gradients at the end have a decrement of {excess:.3g} statistical errors of "
-                "the fit, where those of least squares have next to none: the holders have another "
-                "loss, or other rows than at the start. Pass their loss as loss=."
+                f"The gradients after a step have a decrement of {found:.3g} statistical errors of "
+                f"the fit, where those of least squares have less than {most:.3g}: the holders "
+                "have another loss, or other rows than at the start. Pass their loss as loss=."
             )
 
     def fell(self, point: Point, after: Point) -> bool:
@@ -443,7 +453,7 @@ class _Holders:
         length = 1.0
         for _ in range(30):
             length /= 2
-            if self._flatter(point, U, self._ask(point.W + length * U)[0]):
+            if self._flatter(point, U, self.gradient(point.W + length * U)):
                 return length
         return 0.0
 

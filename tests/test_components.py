@@ -253,7 +253,7 @@ def test_the_trace_is_exact(data):
 @pytest.mark.parametrize("convert", [sparse.csr_array, sparse.csc_matrix, np.asfortranarray])
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_every_container_gives_the_same(rng, convert, batch_size):
-    X = sparse.random_array((120, 300), density=0.05, rng=rng).toarray() + 0.0
+    X = sparse.random(120, 300, density=0.05, random_state=0).toarray() + 0.0
     params = {"k": 3, "batch_size": batch_size}
     ours, dense = fitted(convert(X), **params), fitted(X, **params)
     np.testing.assert_allclose(matrix(ours), matrix(dense), atol=1e-10)
@@ -402,7 +402,7 @@ def test_dask_collections_are_taken_block_by_block(rng):
 
 def test_memory_is_that_of_some_rows(rng):
     n, p, k = 1000, 20_000, 4
-    X = sparse.random_array((n, p), density=5e-4, format="csr", rng=rng)
+    X = sparse.random(n, p, density=5e-4, format="csr", random_state=0)
     tracemalloc.start()
     try:
         ours = fitted(X, k=k, whitening="pca")
@@ -593,7 +593,7 @@ def test_numbers_beyond_their_range_are_refused(rng):
 
 
 def test_a_dense_result_beyond_memory_is_refused(rng, monkeypatch):
-    X = sparse.random_array((20, 50), density=0.2, format="csr", rng=rng)
+    X = sparse.random(20, 50, density=0.2, format="csr", random_state=0)
     ours = fitted(X, k=2)
     monkeypatch.setattr("sklearn_gradhess._memory.allowed", lambda: 1000.0)
     with pytest.raises(ValueError, match=r"^The result is dense: .* 20 x 50 .* whitening='pca'"):

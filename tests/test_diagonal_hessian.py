@@ -105,7 +105,7 @@ def test_it_steps_and_scales_by_the_diagonal(rng, how):
 
 @each_way
 def test_matrices_are_not_there_and_it_is_small(rng, how):
-    X = sparse.random_array((20, 5000), density=0.01, format="csr", rng=rng)
+    X = sparse.random(20, 5000, density=0.01, format="csr", random_state=0)
     X = X if how == "diagonal" else X.toarray()
     model = regressor(how).fit(X, np.arange(20.0))
     found = model.covariance_estimator_

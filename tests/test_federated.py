@@ -65,6 +65,34 @@ def test_ten_rounds_are_enough_at_any_condition(loss, condition):
     assert_allclose(fit.history[-1]["floor"], floor, rtol=0.3)
 
 
+@pytest.mark.parametrize("law", ["normal", "lognormal"])
+@pytest.mark.parametrize("noise", [3.0, 0.3, 0.03, 0.01])
+def test_the_error_is_judged_by_the_noise_of_the_end(noise, law):
+    """At the start most of the residuals is signal, and a share of it is no goal."""
+    n = 3000
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        X = rng.standard_normal((n, 6))
+        X = np.exp(X) if law == "lognormal" else X
+        y = X @ np.ones(6) + noise * rng.standard_normal(n)
+        fit = fit_holders(holders(X, y, "squared_error"), 6)
+        A = np.column_stack([np.ones(n), X])
+        best, square = np.linalg.lstsq(A, y)[:2]
+        excess = np.sum((A @ (np.append(fit.intercept, fit.coef) - best)) ** 2)
+        assert fit.converged
+        assert excess < 0.05 * 7 * square[0] / n
+        assert fit.n_rounds <= (10 if law == "normal" else 12)
+
+
+def test_targets_without_noise_are_met_to_rounding():
+    X, _ = data("squared_error", 1)
+    coef = np.arange(1.0, D + 1)
+    fit = fit_holders(holders(X, X @ coef + 2, "squared_error"), D)
+    assert fit.converged
+    assert_allclose(fit.coef, coef, rtol=1e-9)
+    assert_allclose(fit.intercept, 2, rtol=1e-9)
+
+
 @pytest.mark.parametrize("condition", [1, 1e4])
 def test_a_rest_that_is_foreseen_needs_no_round_to_confirm_it(condition):
     """What a step leaves falls with the square of its decrement, and is told before the step."""
