@@ -358,6 +358,58 @@ def test_huber_finds_the_scale_of_all_residuals(outliers, params):
     assert model.n_rounds_ <= 16
 
 
+def two_populations(rng, n):
+    """The scale at the minimum for a scale follows that scale."""
+    X = rng.standard_normal((n, 5))
+    y = X @ np.ones(5) + rng.standard_normal(n)
+    other = rng.random(n) < 0.4
+    y[other] = -30 * X[other] @ np.ones(5)
+    return X, y, None
+
+
+def heavy_weights(rng, n):
+    X = rng.standard_normal((n, 5))
+    return X, X @ np.ones(5) + rng.standard_t(1.5, size=n), rng.exponential(size=n) ** 4
+
+
+def large_offset(rng, n):
+    """Seconds since 1970, and residuals of hundredths."""
+    X = rng.standard_normal((n, 5))
+    return X, X @ np.ones(5) + 0.01 * rng.standard_t(2, size=n) + 1.7e9, None
+
+
+def one_outlier(rng, n):
+    X = rng.standard_normal((n, 5))
+    y = X @ np.ones(5) + rng.standard_normal(n)
+    y[0] = 1e12
+    return X, y, None
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", [two_populations, heavy_weights, large_offset, one_outlier])
+def test_huber_moves_as_far_as_the_scale_is(kind, seed):
+    rows, y, weight = kind(np.random.default_rng(seed), 4000)
+    expected = PreconditionedSGDRegressor("huber", tol=1e-6).fit(rows, y, weight)
+    cut = [
+        None if a is None else da.from_array(a, chunks=(500, *a.shape[1:]))
+        for a in (rows, y, weight)
+    ]
+    model = PreconditionedSGDRegressor("huber", tol=1e-4, random_state=0).fit(*cut)
+    assert model.converged_
+    assert_allclose(model.scale_, expected.scale_, rtol=2e-3)
+    away = np.abs(model.coef_ - expected.coef_) / expected.coef_standard_error_
+    assert away.max() < 0.1
+
+
+def test_a_scale_that_does_not_settle_is_said(monkeypatch):
+    rows, y, _ = two_populations(np.random.default_rng(0), 4000)
+    monkeypatch.setattr(_distributed, "_SCALES", 1)
+    model = PreconditionedSGDRegressor("huber", tol=1e-6, random_state=0)
+    with pytest.warns(ConvergenceWarning, match=r"scale of the residuals .* after 1 solutions"):
+        model.fit(da.from_array(rows, chunks=(500, 5)), da.from_array(y, chunks=500))
+    assert not model.converged_
+
+
 def test_huber_without_residuals_or_targets():
     model = PreconditionedSGDRegressor("huber", alpha=0.0, random_state=0)
     assert_allclose(model.fit(XD, blocks(LINEAR)).coef_, [1, 0.2, 3, 0.4], rtol=1e-5)
