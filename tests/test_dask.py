@@ -417,6 +417,23 @@ def test_huber_without_residuals_or_targets():
     assert_allclose(model.fit(XD, 0 * YD).coef_, 0, atol=1e-9)
 
 
+@pytest.mark.parametrize("bad", ["NaN", "infinity"])
+@pytest.mark.parametrize("params", [{}, {"alpha": 0.0}, {"class_weight": "balanced"}], ids=str)
+@pytest.mark.parametrize("loss", ["log_loss", "squared_error", "poisson", "huber"])
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
+def test_what_is_not_finite_is_named_with_its_block(loss, params, bad, form):
+    rows = np.random.default_rng(0).standard_normal((2000, 3))
+    y = (rows[:, 0] > 0).astype(int)
+    rows[1234, 0] = float(bad.replace("infinity", "inf"))
+    if loss == "log_loss":
+        model = PreconditionedSGDClassifier(**params)
+    else:
+        model = PreconditionedSGDRegressor(loss, alpha=params.get("alpha", 1e-3))
+    cut = da.from_array(rows, chunks=(500, 3)).map_blocks(form)
+    with pytest.raises(ValueError, match=f"Block 2 of X contains {bad}. Drop such rows"):
+        model.fit(cut, da.from_array(y, chunks=500))
+
+
 def test_quantiles_are_refused():
     with pytest.raises(ValueError, match=r"loss='quantile' is smoothed .* or fit X\.compute\(\)"):
         PreconditionedSGDRegressor("quantile").fit(XD, YD)
