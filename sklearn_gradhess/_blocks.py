@@ -173,15 +173,16 @@ def _weights(block: Block) -> Array | None:
 def spread(encoding: Encoding, block: Block) -> Answer:
     """Mean and scatter of each feature."""
     problem = encoding.problem(block)
-    return {"spread": _spread(problem.X, problem.weighted(np.ones(problem.n)))}
+    return {"spread": _spread(problem.X, problem.weighted(np.ones(problem.n)), block)}
 
 
-def _spread(X: Any, weight: Array) -> Spread:
+def _spread(X: Any, weight: Array, block: Block) -> Spread:
     found = Spread.empty(X.shape[1])
     step = max(256, 2**17 // max(X.shape[1], 1))
     for start in range(0, len(weight), step):
         piece = slice(start, start + step)
         found = found.plus(X[piece], weight[piece])
+    _refuse_infinite(found.mean, X, block)
     return found
 
 
@@ -221,7 +222,7 @@ def labels(block: Block, features: Encoding | None = None) -> Answer:
     )
     out: Answer = {"labels": found, "table": table}
     if features is not None:
-        out["spread"] = _spread(features.features(block), weight)
+        out["spread"] = _spread(features.features(block), weight, block)
     return out
 
 
@@ -232,7 +233,7 @@ def sampled(encoding: Encoding, block: Block, share: float, seed: int) -> Answer
     rows = np.sort(rng.choice(n, int(n * share + rng.random()), replace=False))
     X, y, weight = encoding.features(block), _aligned(block.y), _weights(block)
     problem = replace(encoding.problem(block), X=X[rows])
-    _refuse_infinite(problem.X.sum(axis=0), problem, block)
+    _refuse_infinite(problem.X.sum(axis=0), problem.X, block)
     return {"rows": [(problem.X, y[rows], None if weight is None else weight[rows])]}
 
 
@@ -241,7 +242,7 @@ def rows_triangle(encoding: Encoding, block: Block) -> Answer:
     problem = encoding.problem(block)
     weight = problem.weighted(np.ones(problem.n))
     shift, factors = triangles(problem, None, problem.Y, batch_size=1, rng=np.random.default_rng(0))
-    _refuse_infinite(factors, problem, block)
+    _refuse_infinite(factors, problem.X, block)
     return {
         "n": problem.n,
         "positive": np.count_nonzero(weight),
@@ -314,7 +315,7 @@ def at(
     out["curvature"] = float(problem.weighted(curvature).sum())
     out["stiffness"] = float(problem.weighted(stiffness).sum())
     out["slope2"] = float(problem.weighted(slope**2).sum())
-    _refuse_infinite(out["gradient"], problem, block)
+    _refuse_infinite(out["gradient"], problem.X, block)
     weights = None
     if not loss.quadratic:
         bound = model is Model.STIFFNESS
@@ -411,11 +412,11 @@ def correct(block: Block, predict: Callable[[Any], Any]) -> Answer:
     return {"weight": weight.sum(), "correct": weight[right].sum()}
 
 
-def _refuse_infinite(sums: Array, problem: Problem, block: Block) -> None:
+def _refuse_infinite(sums: Array, X: Any, block: Block) -> None:
     """Raise ValueError if sums over the rows are not finite, and name the block."""
     if np.isfinite(sums).all():
         return
-    values = problem.X.data if sparse.issparse(problem.X) else problem.X
+    values = X.data if sparse.issparse(X) else X
     for what, bad in (("NaN", np.isnan(values)), ("infinity", np.isinf(values))):
         if bad.any():
             raise ValueError(

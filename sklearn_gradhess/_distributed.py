@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import ClassifierMixin
-from sklearn.exceptions import DataConversionWarning
+from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
@@ -28,6 +28,7 @@ from sklearn_gradhess._plan import plan
 from sklearn_gradhess._rounds import Blocks, Rounds, Told, counted_error, drifts_on, sketch_batches
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._sample import rows_for_a_scale, sample_size, solution_of_sample
+from sklearn_gradhess._scale_estimate import fixed_point
 from sklearn_gradhess._sketch import triangles_factor
 from sklearn_gradhess._solver import Solution, record_of
 from sklearn_gradhess._stream import FitSaw
@@ -41,9 +42,11 @@ Array = npt.NDArray[np.float64]
 _ONE_ROUND = 300
 # Raw prediction by which a step moves rows that drift, at least: one, as losses fall exponentially
 _DRIFTING = 0.5
+_EPS = float(np.finfo(np.float64).eps)
 _SCALES = 20  # of residuals, one after the other
+_WIDEST = 4.0  # half width of the first grid, in logarithms
 _WIDER = 5  # grids, each twice as wide, before the scale is taken for what is beyond them
-_LEAST = 1e-9  # scale over the size of targets, below which residuals are none
+_LEAST = 1e-9  # scale over that of the targets, below which residuals are none
 _GRID = 65  # places between which the next one is looked for
 _COLUMN = "A column-vector y was passed when a 1d array was expected. Pass y[:, 0], or y['name']."
 # What mini-batch steps and held-out rows need is not to be had block by block
@@ -181,7 +184,16 @@ class DaskMixin:
         model._store_solution(solution, shape)
         model.n_rounds_ = engine.rounds
         model._store(solution.W, engine.collection.dtype)
-        model._warn(solution, shape)
+        if fit.unsettled:
+            warnings.warn(
+                f"The scale of the residuals still changes by {fit.unsettled:.2g} of itself after "
+                f"{_SCALES} solutions at a scale: many residuals are near epsilon scales. Increase "
+                "tol, or change epsilon.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        else:
+            model._warn(solution, shape)
         return self
 
 
@@ -192,6 +204,7 @@ class _Fit:
         self.model, self.engine, self.clock = model, engine, clock
         self.rng = model._generator()
         self.history: list[dict[str, Any]] = []
+        self.unsettled = 0.0  # last change of the scale of the residuals, if that did not settle
         alpha = per_feature(model.alpha, engine.collection.X.shape[1])
         self.penalty = Penalty(alpha, model.penalty_units)
         self.spread: Spread | None = None
@@ -272,6 +285,8 @@ class _Fit:
         if isinstance(problem.loss, ScaledLoss):
             data, start = self._scaled(data, problem.loss, counts, start)
         solution = self._descend(data, self._begin(data, counts, start))
+        if self.unsettled:
+            solution = solution._replace(ending=Ending.EXHAUSTED)
         return solution, self._shape(data.problem, counts)
 
     def _scaled(
@@ -288,16 +303,24 @@ class _Fit:
         W = _null_model(problem, counts) if W is None else W
         size = np.sqrt(counts.square / counts.weight) or 1.0
         scale = told["scale"] or size
+        # Below a share of what targets scatter by, or of what they are rounded to, there are none
+        least = max(_LEAST * (told["size"] or size), _EPS * size)
         close = max(np.sqrt(self.model.tol / problem.observations), 1e-9)
-        for round_ in range(_SCALES):
+        width, before = _WIDEST, None
+        for _ in range(_SCALES):
             data = data.of_loss(loss.at_scale(scale, problem.observations, problem.p))
             method = Rounds(data, goal)
             W = descend(method, data.at(W, Model.CURVATURE), goal, self.model.max_iter).W
-            before, scale = scale, self._scale_at(data, W, scale, 4.0**-round_)
-            scale = max(scale, _LEAST * size)
-            if abs(np.log(scale / before)) <= close:
+            here = np.log([scale, max(self._scale_at(data, W, scale, width), least)])
+            scale = max(float(np.exp(fixed_point(before, here))), least)
+            moved = abs(here[1] - here[0])
+            # Read off between places of a grid it is off by the square of their distance
+            if max(moved, (2 * width / (_GRID - 1)) ** 2) <= close:
                 break
-        return data, W
+            before, width = here, float(np.clip(2 * moved, 4 * close, _WIDEST))
+        else:
+            self.unsettled = float(moved)
+        return data.of_loss(loss.at_scale(scale, problem.observations, problem.p)), W
 
     def _scale_at(self, data: Blocks, W: Array, scale: float, width: float) -> float:
         """Scale of all residuals at W (see `HuberLoss.residual_scale`): a round, or several.

@@ -18,7 +18,7 @@ from sklearn_gradhess._descent import Ending
 from sklearn_gradhess._loss import ScaledLoss
 from sklearn_gradhess._plan import plan
 from sklearn_gradhess._rows import Problem
-from sklearn_gradhess._scale_estimate import estimate_scale
+from sklearn_gradhess._scale_estimate import estimate_scale, scale_at
 from sklearn_gradhess._solver import Settings, solve
 
 __all__ = ["rows_for_a_scale", "sample_size", "solution_of_sample"]
@@ -59,6 +59,8 @@ def rows_for_a_scale(n: int, p: int, itemsize: int) -> int:
 def solution_of_sample(said: Answer, encoding: Encoding, alpha: Any, seed: int) -> Answer:
     """Where the sample's objective has its minimum, if it has one; scale and dispersion there.
 
+    "size" is the scale of the targets themselves.
+
     Parameters
     ----------
     said : dict
@@ -81,7 +83,7 @@ def solution_of_sample(said: Answer, encoding: Encoding, alpha: Any, seed: int) 
     problem = encoding.problem(Block(0, *several))
     if problem.weight is not None:
         if not problem.weight.any():
-            return {"start": None, "scale": None, "dispersion": np.inf}
+            return {"start": None, "scale": None, "size": None, "dispersion": np.inf}
         problem = replace(problem, weight=problem.weight / problem.weight.mean())
     problem = replace(problem, alpha=alpha)
     coupled = problem.loss.coupling > 1
@@ -89,6 +91,9 @@ def solution_of_sample(said: Answer, encoding: Encoding, alpha: Any, seed: int) 
     chosen = plan(problem.n, problem.p, n_columns=columns, quadratic=False, coupled=coupled)
     settings = Settings(chosen._replace(share=1), tol=_COARSE, max_iter=30)
     rng = np.random.default_rng(seed)
+    size = None
+    if isinstance(problem.loss, ScaledLoss):
+        size = scale_at(problem, problem.loss, None)
     loss, start, _ = estimate_scale(problem, settings, rng)
     problem = replace(problem, loss=loss)
     found = solve(problem, settings, rng, start)
@@ -96,6 +101,7 @@ def solution_of_sample(said: Answer, encoding: Encoding, alpha: Any, seed: int) 
     return {
         "start": found.W if good else None,
         "scale": loss.scale if isinstance(loss, ScaledLoss) else None,
+        "size": size,
         "dispersion": _dispersion(problem, found.W),
     }
 

@@ -18,7 +18,7 @@ from sklearn_gradhess._plan import plan
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._solver import Settings, goal_of, part_of, solve
 
-__all__ = ["estimate_scale"]
+__all__ = ["estimate_scale", "fixed_point", "scale_at"]
 
 Array = npt.NDArray[np.float64]
 _MOST = 40  # solutions
@@ -63,7 +63,7 @@ def _estimated(
     rng: np.random.Generator,
     start: Array | None = None,
 ) -> Scaled:
-    size = _scale_at(problem, loss, None)
+    size = scale_at(problem, loss, None)
     loss, W, passes = _first(problem, loss, settings, rng, start, size)
     # The scale has a relative error of one over the root of the observations, or more
     goal = goal_of(problem, settings)
@@ -72,10 +72,10 @@ def _estimated(
     for _ in range(_MOST):
         solution = solve(replace(problem, loss=loss), settings, rng, W)
         W, passes = solution.W, passes + solution.n_passes + 0.5
-        image = max(_scale_at(problem, loss, W), _LEAST * size)
+        image = max(scale_at(problem, loss, W), _LEAST * size)
         here = np.log([loss.scale, image])
         # A loss that is much narrower than the residuals are tells nothing of the way
-        scale = np.exp(max(_fixed_point(before, here), here[0] - _NARROWER))
+        scale = np.exp(max(fixed_point(before, here), here[0] - _NARROWER))
         loss = _at(loss, problem, float(scale))
         if abs(here[1] - here[0]) <= max(close, loss.scale_tolerance):
             break
@@ -83,7 +83,7 @@ def _estimated(
     return _sharpened(Scaled(loss, W, passes), problem, settings, rng, size)
 
 
-def _scale_at(problem: Problem, loss: ScaledLoss, W: Array | None) -> float:
+def scale_at(problem: Problem, loss: ScaledLoss, W: Array | None) -> float:
     """Scale of the residuals at W, or without W of the targets about their median; not zero."""
     residual = _residual(problem, W)
     weight = problem.weighted(np.ones(problem.n))
@@ -125,7 +125,7 @@ def _first(
     """Scale to begin with: of the start, of a share of many rows, or of the targets."""
     share = settings.plan.share
     if start is not None:
-        scale = min(_scale_at(problem, loss, start), size)
+        scale = min(scale_at(problem, loss, start), size)
         return Scaled(_at(loss, problem, max(scale, _LEAST * size)), start, 0.5)
     part = None if share == 1 else part_of(problem, share, rng)
     if part is None:
@@ -135,7 +135,7 @@ def _first(
     return Scaled(_at(found.loss, problem, found.loss.scale), found.W, found.n_passes / share)
 
 
-def _fixed_point(before: Array | None, here: Array) -> float:
+def fixed_point(before: Array | None, here: Array) -> float:
     """Where the line through two places and their images meets the diagonal; else the image."""
     if before is None or before[0] == here[0]:
         return float(here[1])

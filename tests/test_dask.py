@@ -358,11 +358,80 @@ def test_huber_finds_the_scale_of_all_residuals(outliers, params):
     assert model.n_rounds_ <= 16
 
 
+def two_populations(rng, n):
+    """The scale at the minimum for a scale follows that scale."""
+    X = rng.standard_normal((n, 5))
+    y = X @ np.ones(5) + rng.standard_normal(n)
+    other = rng.random(n) < 0.4
+    y[other] = -30 * X[other] @ np.ones(5)
+    return X, y, None
+
+
+def heavy_weights(rng, n):
+    X = rng.standard_normal((n, 5))
+    return X, X @ np.ones(5) + rng.standard_t(1.5, size=n), rng.exponential(size=n) ** 4
+
+
+def large_offset(rng, n):
+    """Seconds since 1970, and residuals of hundredths."""
+    X = rng.standard_normal((n, 5))
+    return X, X @ np.ones(5) + 0.01 * rng.standard_t(2, size=n) + 1.7e9, None
+
+
+def one_outlier(rng, n):
+    X = rng.standard_normal((n, 5))
+    y = X @ np.ones(5) + rng.standard_normal(n)
+    y[0] = 1e12
+    return X, y, None
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", [two_populations, heavy_weights, large_offset, one_outlier])
+def test_huber_moves_as_far_as_the_scale_is(kind, seed):
+    rows, y, weight = kind(np.random.default_rng(seed), 4000)
+    expected = PreconditionedSGDRegressor("huber", tol=1e-6).fit(rows, y, weight)
+    cut = [
+        None if a is None else da.from_array(a, chunks=(500, *a.shape[1:]))
+        for a in (rows, y, weight)
+    ]
+    model = PreconditionedSGDRegressor("huber", tol=1e-4, random_state=0).fit(*cut)
+    assert model.converged_
+    assert_allclose(model.scale_, expected.scale_, rtol=2e-3)
+    away = np.abs(model.coef_ - expected.coef_) / expected.coef_standard_error_
+    assert away.max() < 0.1
+
+
+def test_a_scale_that_does_not_settle_is_said(monkeypatch):
+    rows, y, _ = two_populations(np.random.default_rng(0), 4000)
+    monkeypatch.setattr(_distributed, "_SCALES", 1)
+    model = PreconditionedSGDRegressor("huber", tol=1e-6, random_state=0)
+    with pytest.warns(ConvergenceWarning, match=r"scale of the residuals .* after 1 solutions"):
+        model.fit(da.from_array(rows, chunks=(500, 5)), da.from_array(y, chunks=500))
+    assert not model.converged_
+
+
 def test_huber_without_residuals_or_targets():
     model = PreconditionedSGDRegressor("huber", alpha=0.0, random_state=0)
     assert_allclose(model.fit(XD, blocks(LINEAR)).coef_, [1, 0.2, 3, 0.4], rtol=1e-5)
     assert model.scale_ < 1e-5
     assert_allclose(model.fit(XD, 0 * YD).coef_, 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", ["NaN", "infinity"])
+@pytest.mark.parametrize("params", [{}, {"alpha": 0.0}, {"class_weight": "balanced"}], ids=str)
+@pytest.mark.parametrize("loss", ["log_loss", "squared_error", "poisson", "huber"])
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
+def test_what_is_not_finite_is_named_with_its_block(loss, params, bad, form):
+    rows = np.random.default_rng(0).standard_normal((2000, 3))
+    y = (rows[:, 0] > 0).astype(int)
+    rows[1234, 0] = float(bad.replace("infinity", "inf"))
+    if loss == "log_loss":
+        model = PreconditionedSGDClassifier(**params)
+    else:
+        model = PreconditionedSGDRegressor(loss, alpha=params.get("alpha", 1e-3))
+    cut = da.from_array(rows, chunks=(500, 3)).map_blocks(form)
+    with pytest.raises(ValueError, match=f"Block 2 of X contains {bad}. Drop such rows"):
+        model.fit(cut, da.from_array(y, chunks=500))
 
 
 def test_quantiles_are_refused():
