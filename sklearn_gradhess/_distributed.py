@@ -66,16 +66,20 @@ class _Counts(NamedTuple):
     n: int
     positive: int
     weight: float
-    squares: float
+    length: float
     target: Array
     square: float
 
     @property
     def observations(self) -> float:
         """Number of observations that the rows stand for."""
-        if self.squares == self.n:
-            return float(self.n)
-        return float(max(self.weight, self.weight**2 / self.squares))
+        return float(max(self.weight, (self.weight / self.length) ** 2))
+
+    @property
+    def squares(self) -> float:
+        """Sum of the squares of the weights."""
+        with np.errstate(over="ignore"):
+            return float(np.square(self.length))
 
 
 class _Shape(NamedTuple):
@@ -219,9 +223,11 @@ class _Fit:
         self.spread = said.get("spread")
         model.classes_, table = said["labels"], said["table"]
         check_classification_targets(model.classes_)
+        with np.errstate(over="ignore"):
+            _blocks.refuse_overflow(table[:, 1].sum())
         each: Any = np.ones(len(table))
         if model.class_weight == "balanced":
-            each = balanced(table[:, 1])
+            each = balanced(table[:, 1] / (table[:, 1].max() or 1.0))
         elif model.class_weight is not None:
             each = class_weighted(model.class_weight, model.classes_, model.classes_, None)
         weight = each * table[:, 1]
@@ -232,7 +238,7 @@ class _Fit:
             rows,
             rows,
             float(weight.sum()),
-            float(each**2 @ table[:, 2]),
+            _blocks.length(each * table[:, 2]),
             target,
             float(target.sum()),
         )
@@ -467,7 +473,7 @@ class _Fit:
         self.engine.passes += 1
         total, n = said["weight"], int(said["n"])
         _refuse_weightless(total)
-        counts = _Counts(n, int(said["positive"]), total, said["squares"], np.zeros(0), 0.0)
+        counts = _Counts(n, int(said["positive"]), total, said["length"], np.zeros(0), 0.0)
         triangle = said["factors"][0] / np.sqrt(total)
         t = len(triangle) - self.engine.collection.X.shape[1] - encoding.has_intercept
         problem = self._stand_in(encoding, t, counts)
@@ -550,6 +556,7 @@ def _may_drift(problem: Problem, point: Point) -> bool:
 
 
 def _refuse_weightless(weight: float) -> None:
+    _blocks.refuse_overflow(weight)
     if not weight > 0:
         raise ValueError("sample_weight is zero for every row: no row is left to learn from.")
 
