@@ -46,6 +46,7 @@ _EPS = float(np.finfo(np.float64).eps)
 _SCALES = 20  # of residuals, one after the other
 _WIDEST = 4.0  # half width of the first grid, in logarithms
 _WIDER = 5  # grids, each twice as wide, before the scale is taken for what is beyond them
+_FAR = 1e-3  # decrement of a last step, over the dispersion, that may change the latter
 _LEAST = 1e-9  # scale over that of the targets, below which residuals are none
 _GRID = 65  # places between which the next one is looked for
 _COLUMN = "A column-vector y was passed when a 1d array was expected. Pass y[:, 0], or y['name']."
@@ -454,9 +455,15 @@ class _Fit:
             self._watch(_arrived(look))
         self.monitor.close(W)
         target = goal.enough(look.point)
-        factor = look.point.rows.factor
+        told = look.point
+        free = not (problem.loss.quadratic or problem.loss.likelihood)
+        far = look.decrement > _FAR * told.floor / counted_error(problem)
+        if free and far and ending is Ending.CONVERGED and W is not told.W:
+            # What is left is foreseen; dispersion and curvature may have changed on the way
+            told = data.at(W, Model.CURVATURE)
+        factor = told.rows.factor
         passes, history = self.engine.passes, self.history
-        dispersion = np.full(1, look.point.floor / counted_error(problem))
+        dispersion = np.full(1, told.floor / counted_error(problem))
         if problem.loss.quadratic and problem.Y.shape[1] > 1:  # of all targets together
             dispersion = np.full(problem.Y.shape[1], np.nan)
         return Solution(W, factor, ending, target, 0.0, passes, history, dispersion)

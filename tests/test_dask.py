@@ -453,6 +453,19 @@ def test_weights_whose_sum_overflows_are_refused(class_weight):
         model.fit(XD, LD, blocks(np.full(N, 1e307)))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_standard_errors_are_those_of_the_end(seed):
+    """The last step is long enough to change dispersion and curvature."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_t(3, size=(6000, 4))
+    mean = np.exp(0.3 * rows @ rng.standard_normal(4))
+    y = mean * rng.poisson(1.0, size=6000) * rng.gamma(1.0, size=6000)
+    expected = PreconditionedSGDRegressor("tweedie", tol=1e-8).fit(rows, y)
+    model = PreconditionedSGDRegressor("tweedie", random_state=seed)
+    model.fit(da.from_array(rows, chunks=(1000, 4)), da.from_array(y, chunks=1000))
+    assert_allclose(model.coef_standard_error_, expected.coef_standard_error_, rtol=0.15)
+
+
 def test_quantiles_are_refused():
     with pytest.raises(ValueError, match=r"loss='quantile' is smoothed .* or fit X\.compute\(\)"):
         PreconditionedSGDRegressor("quantile").fit(XD, YD)
