@@ -35,10 +35,12 @@ __all__ = [
     "correct",
     "deviances",
     "labels",
+    "length",
     "losses",
     "merge",
     "named",
     "product",
+    "refuse_overflow",
     "residuals",
     "rows_triangle",
     "sampled",
@@ -158,6 +160,15 @@ def _is_missing(label: Any) -> bool:
     return label is None or type(label).__name__ == "NAType" or label != label
 
 
+def refuse_overflow(weight: float) -> None:
+    """Raise ValueError if the sum of the weights is not finite."""
+    if not np.isfinite(weight):
+        raise ValueError(
+            "The sum of sample_weight overflows float64. Weights count repetitions: divide "
+            "sample_weight by its largest entry."
+        )
+
+
 def _weights(block: Block) -> Array | None:
     if block.weight is None:
         return None
@@ -167,6 +178,7 @@ def _weights(block: Block) -> Array | None:
             f"Block {block.number} of sample_weight has the shape {weight.shape} and a minimum of "
             f"{weight.min(initial=0.0):g}: weights must be a vector of numbers >= 0."
         )
+    refuse_overflow(weight.sum())
     return weight
 
 
@@ -194,14 +206,20 @@ def totals(encoding: Encoding, block: Block) -> Answer:
         "n": problem.n,
         "positive": np.count_nonzero(weight),
         "weight": weight.sum(),
-        "squares": np.sum(weight**2),
+        "length": length(weight),
         "target": problem.weighted(problem.Y).sum(axis=0),
         "square": problem.weighted(problem.Y**2).sum(),
     }
 
 
+def length(weight: Array) -> float:
+    """Root of the sum of squares, which themselves might overflow or vanish."""
+    top = weight.max(initial=0.0) or 1.0
+    return float(top * np.linalg.norm(weight / top))
+
+
 def labels(block: Block, features: Encoding | None = None) -> Answer:
-    """Labels, their rows and sums of weights and squares; spread of the features, if asked."""
+    """Labels, their rows, sums of weights and roots of those of squares; spread, if asked."""
     y, weight = _aligned(block.y), _weights(block)
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.ndim != 1:
@@ -217,9 +235,9 @@ def labels(block: Block, features: Encoding | None = None) -> Answer:
         check_classification_targets(y)
     weight = np.ones(len(y)) if weight is None else weight
     found, code = np.unique(y, return_inverse=True)
-    table = np.column_stack(
-        [np.bincount(code, w, minlength=len(found)) for w in (np.ones(len(y)), weight, weight**2)]
-    )
+    k, top = len(found), weight.max(initial=0.0) or 1.0
+    rows, total = np.bincount(code, minlength=k), np.bincount(code, weight, k)
+    table = np.column_stack([rows, total, top * np.sqrt(np.bincount(code, (weight / top) ** 2, k))])
     out: Answer = {"labels": found, "table": table}
     if features is not None:
         out["spread"] = _spread(features.features(block), weight, block)
@@ -247,7 +265,7 @@ def rows_triangle(encoding: Encoding, block: Block) -> Answer:
         "n": problem.n,
         "positive": np.count_nonzero(weight),
         "weight": weight.sum(),
-        "squares": np.sum(weight**2),
+        "length": length(weight),
         "shift": shift,
         "factors": factors,
     }
@@ -469,6 +487,8 @@ def _merge_two(a: Answer, b: Answer) -> Answer:
             out[name] = a[name].merge(b[name])
         elif name == "shift":
             out[name] = a[name]
+        elif name == "length":
+            out[name] = np.hypot(a[name], b[name])
         elif name in _LARGEST:
             out[name] = max(a[name], b[name])
         else:
@@ -489,7 +509,9 @@ def _merge_factors(a: Answer, b: Answer) -> Array:
 def _merge_labels(a: Answer, b: Answer) -> Answer:
     found, code = np.unique(np.concatenate([a["labels"], b["labels"]]), return_inverse=True)
     table = np.zeros((len(found), a["table"].shape[1]))
-    np.add.at(table, code, np.concatenate([a["table"], b["table"]]))
+    said = np.concatenate([a["table"], b["table"]])
+    np.add.at(table[:, :2], code, said[:, :2])
+    np.hypot.at(table[:, 2], code, said[:, 2])
     out: Answer = {"labels": found, "table": table}
     if "spread" in a:
         out["spread"] = a["spread"].merge(b["spread"])

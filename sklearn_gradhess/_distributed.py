@@ -46,6 +46,7 @@ _EPS = float(np.finfo(np.float64).eps)
 _SCALES = 20  # of residuals, one after the other
 _WIDEST = 4.0  # half width of the first grid, in logarithms
 _WIDER = 5  # grids, each twice as wide, before the scale is taken for what is beyond them
+_FAR = 1e-3  # decrement of a last step, over the dispersion, that may change the latter
 _LEAST = 1e-9  # scale over that of the targets, below which residuals are none
 _GRID = 65  # places between which the next one is looked for
 _COLUMN = "A column-vector y was passed when a 1d array was expected. Pass y[:, 0], or y['name']."
@@ -66,16 +67,20 @@ class _Counts(NamedTuple):
     n: int
     positive: int
     weight: float
-    squares: float
+    length: float
     target: Array
     square: float
 
     @property
     def observations(self) -> float:
         """Number of observations that the rows stand for."""
-        if self.squares == self.n:
-            return float(self.n)
-        return float(max(self.weight, self.weight**2 / self.squares))
+        return float(max(self.weight, (self.weight / self.length) ** 2))
+
+    @property
+    def squares(self) -> float:
+        """Sum of the squares of the weights."""
+        with np.errstate(over="ignore"):
+            return float(np.square(self.length))
 
 
 class _Shape(NamedTuple):
@@ -219,9 +224,11 @@ class _Fit:
         self.spread = said.get("spread")
         model.classes_, table = said["labels"], said["table"]
         check_classification_targets(model.classes_)
+        with np.errstate(over="ignore"):
+            _blocks.refuse_overflow(table[:, 1].sum())
         each: Any = np.ones(len(table))
         if model.class_weight == "balanced":
-            each = balanced(table[:, 1])
+            each = balanced(table[:, 1] / (table[:, 1].max() or 1.0))
         elif model.class_weight is not None:
             each = class_weighted(model.class_weight, model.classes_, model.classes_, None)
         weight = each * table[:, 1]
@@ -232,7 +239,7 @@ class _Fit:
             rows,
             rows,
             float(weight.sum()),
-            float(each**2 @ table[:, 2]),
+            _blocks.length(each * table[:, 2]),
             target,
             float(target.sum()),
         )
@@ -448,9 +455,15 @@ class _Fit:
             self._watch(_arrived(look))
         self.monitor.close(W)
         target = goal.enough(look.point)
-        factor = look.point.rows.factor
+        told = look.point
+        free = not (problem.loss.quadratic or problem.loss.likelihood)
+        far = look.decrement > _FAR * told.floor / counted_error(problem)
+        if free and far and ending is Ending.CONVERGED and W is not told.W:
+            # What is left is foreseen; dispersion and curvature may have changed on the way
+            told = data.at(W, Model.CURVATURE)
+        factor = told.rows.factor
         passes, history = self.engine.passes, self.history
-        dispersion = np.full(1, look.point.floor / counted_error(problem))
+        dispersion = np.full(1, told.floor / counted_error(problem))
         if problem.loss.quadratic and problem.Y.shape[1] > 1:  # of all targets together
             dispersion = np.full(problem.Y.shape[1], np.nan)
         return Solution(W, factor, ending, target, 0.0, passes, history, dispersion)
@@ -467,7 +480,7 @@ class _Fit:
         self.engine.passes += 1
         total, n = said["weight"], int(said["n"])
         _refuse_weightless(total)
-        counts = _Counts(n, int(said["positive"]), total, said["squares"], np.zeros(0), 0.0)
+        counts = _Counts(n, int(said["positive"]), total, said["length"], np.zeros(0), 0.0)
         triangle = said["factors"][0] / np.sqrt(total)
         t = len(triangle) - self.engine.collection.X.shape[1] - encoding.has_intercept
         problem = self._stand_in(encoding, t, counts)
@@ -550,6 +563,7 @@ def _may_drift(problem: Problem, point: Point) -> bool:
 
 
 def _refuse_weightless(weight: float) -> None:
+    _blocks.refuse_overflow(weight)
     if not weight > 0:
         raise ValueError("sample_weight is zero for every row: no row is left to learn from.")
 

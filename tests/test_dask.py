@@ -434,6 +434,38 @@ def test_what_is_not_finite_is_named_with_its_block(loss, params, bad, form):
         model.fit(cut, da.from_array(y, chunks=500))
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e160, 1e300])
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_weights_of_any_size(class_weight, scale):
+    model = PreconditionedSGDClassifier(alpha=0.0, class_weight=class_weight, random_state=0)
+    expected = clone(model).fit(X, LABELS, WEIGHT * scale)
+    model.fit(XD, LD, blocks(WEIGHT * scale))
+    away = np.abs(model.coef_ - expected.coef_)
+    assert np.all(away < 0.3 * expected.coef_standard_error_ + 1e-6 * np.abs(expected.coef_))
+    if scale < 1:  # weights of another scale than that of repetitions count by Kish's size
+        assert_allclose(model.coef_standard_error_, expected.coef_standard_error_, rtol=0.2)
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_weights_whose_sum_overflows_are_refused(class_weight):
+    model = PreconditionedSGDClassifier(class_weight=class_weight)
+    with pytest.raises(ValueError, match=r"The sum of sample_weight overflows float64.* divide"):
+        model.fit(XD, LD, blocks(np.full(N, 1e307)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_standard_errors_are_those_of_the_end(seed):
+    """The last step is long enough to change dispersion and curvature."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_t(3, size=(6000, 4))
+    mean = np.exp(0.3 * rows @ rng.standard_normal(4))
+    y = mean * rng.poisson(1.0, size=6000) * rng.gamma(1.0, size=6000)
+    expected = PreconditionedSGDRegressor("tweedie", tol=1e-8).fit(rows, y)
+    model = PreconditionedSGDRegressor("tweedie", random_state=seed)
+    model.fit(da.from_array(rows, chunks=(1000, 4)), da.from_array(y, chunks=1000))
+    assert_allclose(model.coef_standard_error_, expected.coef_standard_error_, rtol=0.15)
+
+
 def test_quantiles_are_refused():
     with pytest.raises(ValueError, match=r"loss='quantile' is smoothed .* or fit X\.compute\(\)"):
         PreconditionedSGDRegressor("quantile").fit(XD, YD)

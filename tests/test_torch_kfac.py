@@ -167,6 +167,17 @@ def test_robust_losses_are_learned(loss):
     torch.testing.assert_close(net.weight.detach(), torch.ones(1, 3), rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("loss", "name"), [(nn.HuberLoss(), "delta"), (nn.SmoothL1Loss(beta=2.0), "beta")], ids=str
+)
+def test_targets_far_beyond_the_bend_are_refused(loss, name):
+    net = nn.Linear(3, 1)
+    optimiser = TargetNoiseKFAC(net, loss)
+    y = 1e3 + torch.randn(8, 1)
+    with pytest.raises(ValueError, match=f"farther from its target than {name}.* or raise {name}"):
+        optimiser.step(closure_of(optimiser, net, loss, torch.randn(8, 3), y))
+
+
 def test_a_loss_without_curvature_is_refused():
     net, loss = nn.Linear(3, 1), nn.L1Loss()
     optimiser = TargetNoiseKFAC(net, loss)

@@ -484,6 +484,13 @@ class _Seen:
 
 def _refuse_flat(rows: list[_Rows], loss: nn.Module) -> None:
     if any(r.slope.any() for r in rows) and not any(r.noise.any() for r in rows):
+        bend = {nn.HuberLoss: "delta", nn.SmoothL1Loss: "beta"}.get(type(loss))
+        if bend:
+            raise ValueError(
+                f"The curvature of {loss} is zero in the first batch, though its gradient is not: "
+                f"every output is farther from its target than {bend}. Standardise the targets, or "
+                f"raise {bend} to the size of their deviation."
+            )
         raise ValueError(
             f"The curvature of {loss} is zero in the first batch, though its gradient is not: it "
             "is linear in the outputs wherever they are (as L1Loss is), or its transition is too "
