@@ -487,7 +487,7 @@ def test_a_penalty_that_comes_after_a_fit_of_least_squares_is_that_of_all_rows(r
 @pytest.mark.parametrize("has_intercept", [True, False])
 @pytest.mark.parametrize("penalty", [{"alpha": 0.0}, {"alpha": 0.1, "penalty_units": "raw"}])
 def test_a_stream_knows_the_spread_of_the_rows_of_a_fit(rng, how, loss, has_intercept, penalty):
-    X = sparse.random(80, 5, density=0.6, format="csr", rng=rng)
+    X = sparse.random(80, 5, density=0.6, format="csr", random_state=0)
     y = rng.integers(0, 2, 80)
     kind = PreconditionedSGDClassifier if loss == "log_loss" else PreconditionedSGDRegressor
     model = kind(loss, fit_intercept=has_intercept, preconditioner=how, **penalty)
