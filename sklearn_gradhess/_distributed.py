@@ -29,6 +29,7 @@ from sklearn_gradhess._rounds import Blocks, Rounds, Told, counted_error, drifts
 from sklearn_gradhess._rows import Problem
 from sklearn_gradhess._sample import rows_for_a_scale, sample_size, solution_of_sample
 from sklearn_gradhess._scale_estimate import fixed_point
+from sklearn_gradhess._scaled_losses import QuantileLoss
 from sklearn_gradhess._sketch import triangles_factor
 from sklearn_gradhess._solver import Solution, record_of
 from sklearn_gradhess._stream import FitSaw
@@ -178,7 +179,7 @@ class DaskMixin:
                     f"y has {y.ndim} dimensions, but loss={model.loss!r} takes one target: pass a "
                     "vector of shape (n_samples,)."
                 )
-            if model.loss == "quantile":
+            if isinstance(model._make_loss(), QuantileLoss):
                 raise ValueError(
                     "loss='quantile' is smoothed by the spread of the residuals, which needs rows "
                     "in memory, and X is a dask collection. Use another loss, or fit X.compute()."
