@@ -187,7 +187,7 @@ def choose_penalty(
     train, test = _split(problem)
     if not len(test):
         return Chosen(1.0, settings)
-    part, held_out = _rows(problem, train), _rows(problem, test)
+    part, held_out = problem.of_rows(train), problem.of_rows(test)
     preconditioner = "exact" if settings.space else settings.plan.preconditioner
     inner = replace(
         settings,
@@ -236,14 +236,6 @@ def _split(problem: Problem) -> tuple[Array, Array]:
     rank[order] = np.arange(len(rows)) - np.repeat(first, counts)
     chosen = rank % HELD_OUT == HELD_OUT - 1
     return rows[~chosen], rows[chosen]
-
-
-def _rows(problem: Problem, index: Any) -> Problem:
-    weight = None if problem.weight is None else problem.weight[index]
-    if weight is not None:
-        weight = weight * (len(weight) / weight.sum())
-    X, Y = problem.X[index], problem.Y[index]
-    return replace(problem, X=X, Y=Y, weight=weight, count=0.0)
 
 
 def least_place(x: Array, y: Array) -> float:

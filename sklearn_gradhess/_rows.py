@@ -12,6 +12,7 @@ from scipy import sparse
 from sklearn_gradhess._descent import Model, Point
 from sklearn_gradhess._loss import Loss
 from sklearn_gradhess._squares import Squares
+from sklearn_gradhess._weights import mean_one
 
 __all__ = ["Problem", "Rows", "Seen", "Trial"]
 
@@ -134,6 +135,11 @@ class Problem:
             return np.zeros(self.X.shape[1])
         rows = self.rows(np.arange(0, self.n, max(self.n // _CENTRE, 1)))
         return np.asarray(rows.mean(axis=0), dtype=np.float64).ravel()
+
+    def of_rows(self, index: Any) -> "Problem":
+        """Return the objective of some rows, not all of them without weight."""
+        weight = mean_one(None if self.weight is None else self.weight[index])
+        return replace(self, X=self.X[index], Y=self.Y[index], weight=weight, count=0.0)
 
     def rows(self, index: Any) -> Any:
         """Take rows as float64, dense or CSR."""

@@ -108,13 +108,7 @@ def in_sample_space(problem: Problem) -> SampleSpace:
     """
     if problem.weight is not None and not problem.weight.all():
         rows = np.flatnonzero(problem.weight)
-        problem = replace(
-            problem,
-            X=problem.X[rows],
-            Y=problem.Y[rows],
-            weight=problem.weight[rows] * (len(rows) / problem.n),
-            count=problem.observations,
-        )
+        problem = replace(problem.of_rows(rows), count=problem.observations)
     v = problem.weighted(np.ones((problem.n, 1)))
     mean, variance = (values[:, 0] for values in centred_squares(problem, v))
     alpha = np.broadcast_to(np.asarray(problem.alpha, dtype=np.float64), variance.shape)

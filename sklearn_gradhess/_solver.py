@@ -529,12 +529,9 @@ def part_of(problem: Problem, share: int, rng: np.random.Generator) -> Problem |
     # One of each run of rows, so that sorted rows are all served
     runs = np.arange(0, problem.n - share + 1, share)
     rows = runs + rng.integers(share, size=len(runs))
-    weight = None if problem.weight is None else problem.weight[rows]
-    if weight is not None:
-        if not weight.any():
-            return None
-        weight = weight * (len(weight) / weight.sum())
-    return replace(problem, X=problem.X[rows], Y=problem.Y[rows], weight=weight, count=0.0)
+    if problem.weight is not None and not problem.weight[rows].any():
+        return None
+    return problem.of_rows(rows)
 
 
 def record_of(look: Look, passes: float, clock: float) -> dict[str, Any]:
