@@ -46,11 +46,12 @@ class PreconditionedSGDClassifier(DaskMixin, ClassifierMixin, PreconditionedSGD)
         Ridge penalty: the objective is ``mean(loss) + alpha/2 ||coef||^2``, intercept excepted,
         in the units that follow; of all features or of each; zero is no penalty. "auto" is one
         over the sum of the weights, LogisticRegression's ``C=1`` on standardised features. Of more
-        than 1,000 features and fewer than ten rows for each, `fit` chooses more, with "std": rare
-        features are penalised as frequent ones, and rows that are held out choose how much (MATH
-        section 7.7); `alpha_` tells. So does `partial_fit` beyond 5,000 features, and after
-        such a `fit` it goes on with what that chose. A repeated row may be both learned from and
-        held out; give it a weight instead.
+        than 1,000 features that vary, and fewer than ten rows for each, `fit` chooses more, with
+        "std": rare features are penalised as frequent ones, and rows that are held out choose how
+        much, from one over the sum of the weights to some thousand times that (MATH section 7.7);
+        `alpha_` tells, an array then. `partial_fit` beyond 5,000 features chooses alike, without
+        an `alpha_`; after such a `fit` it goes on with what that chose. A repeated row may be both
+        learned from and held out; give it a weight instead.
     penalty_units : {"std", "raw"}, default="std"
         What the penalty sees: with "std" the coefficient per standard deviation of its feature,
         so that a fit does not depend on units and equals that on `StandardScaler`'s output; with
